@@ -1,0 +1,1 @@
+"""Operators: public functions, autograd and the choice of back end."""
