@@ -1,0 +1,1 @@
+"""Definitions in plain PyTorch: any dtype, differentiable, the truth of every test."""
