@@ -1,0 +1,107 @@
+"""What the measures take: NumPy arrays or tensors in the field's shapes.
+
+Everything else is refused, with the argument's name and the place of the fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = ["CHANNELS", "ArrayLike", "Protocol", "as_appropriate", "as_clips", "as_predictions", "check_finite", "check_protocol", "chunks"]
+
+ArrayLike = NDArray[Any] | Tensor
+Protocol = Literal["official", "fixed"]
+CHANNELS = 25  # 15 action units, valence, arousal, 8 expressions
+_CHUNK = 8  # clips looked at in one go: 8 clips of 10 draws of 750 frames are 6 MB
+
+
+def chunks(n: int, size: int = _CHUNK) -> Iterator[slice]:
+    """Slices of `size` clips starting at multiples of `size`: a sum over clips is grouped alike however the clips are dealt out."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def check_protocol(protocol: str) -> None:
+    """Refuse a protocol that does not exist."""
+    if protocol not in ("official", "fixed"):
+        raise ValueError(f'protocol: got {protocol!r}, takes "official" or "fixed"')
+
+
+def _as_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    if isinstance(value, Tensor):
+        value = (
+            value.detach().cpu().numpy()
+            if value.dtype.itemsize >= 4 or not value.is_floating_point()
+            else value.detach().cpu().float().numpy()
+        )
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: got {type(value).__name__}, takes a NumPy array or a tensor")
+    return value
+
+
+def _as_signal(name: str, value: ArrayLike, shape: str, ndim: int) -> NDArray[Any]:
+    array = _as_array(name, value)
+    if array.ndim != ndim or array.shape[-1] != CHANNELS:
+        raise DataError(
+            f"{name}: got shape {array.shape}, takes {shape} with {CHANNELS} channels (15 action units, valence, arousal, 8 expressions)"
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"{name}: got dtype {array.dtype}, takes a floating dtype; convert it with .astype(numpy.float32)")
+    if 0 in array.shape:
+        raise DataError(f"{name}: got shape {array.shape}, which holds nothing to measure")
+    return array
+
+
+def as_predictions(name: str, value: ArrayLike) -> NDArray[Any]:
+    """(N,K,T,25) floating array, a view where possible (a memory map stays one)."""
+    return _as_signal(name, value, "(N,K,T,25)", 4)
+
+
+def as_clips(name: str, value: ArrayLike, like: NDArray[Any] | None = None, of: str = "pred") -> NDArray[Any]:
+    """(N,T,25) floating array; with `like` (N,K,T,25) its N and T must be the same."""
+    array = _as_signal(name, value, "(N,T,25)", 3)
+    if like is not None and array.shape[:2] != (like.shape[0], like.shape[2]):
+        raise DataError(
+            f"{name}: got {array.shape[0]} clips of {array.shape[1]} frames, but {of} has {like.shape[0]} clips of {like.shape[2]} frames; "
+            "cut both to the same frames (the corpus has 751 pictures for 750 rows of emotion)"
+        )
+    return array
+
+
+def as_appropriate(value: ArrayLike, clips: int, listeners: int | None = None) -> NDArray[np.bool_]:
+    """(N,M) bool: entry 1 means that listener m is an appropriate reaction to clip n.
+
+    M is N unless `listeners` says otherwise; every row needs at least one listener.
+    """
+    array = _as_array("appropriate", value)
+    expected = (clips, clips if listeners is None else listeners)
+    if array.shape != expected:
+        raise DataError(f"appropriate: got shape {array.shape}, takes {expected}: a row for each clip, a column for each listener")
+    matrix = np.asarray(array == 1)
+    empty = np.flatnonzero(~matrix.any(axis=1))
+    if empty.size:
+        raise DataError(
+            f"appropriate: {empty.size} of {clips} rows name no listener (the first is row {empty[0]}); "
+            "each clip needs at least one appropriate reaction"
+        )
+    return matrix
+
+
+def check_finite(name: str, array: NDArray[Any], offset: int = 0) -> None:
+    """Refuse NaN and infinity with the place of the first; `offset` is the index of the first clip of `array` in the whole."""
+    if not np.isfinite(np.sum(array, dtype=np.float64)):  # one cheap pass; only a bad array is looked at closely
+        bad = np.argwhere(~np.isfinite(array))
+        if bad.size:
+            place = (int(bad[0][0]) + offset, *map(int, bad[0][1:]))
+            axes = ("clip", "draw", "frame", "channel") if array.ndim == 4 else ("clip", "frame", "channel")
+            where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+            raise DataError(
+                f"{name}: {array[tuple(bad[0])]} at {where} ({len(bad)} such values in this part); the measures need finite values"
+            )
