@@ -1,0 +1,148 @@
+"""The per-clip files of the REACT layout, each read whole or refused with a reason.
+
+A value that is absent (an empty csv cell, a NaN) is a hole: it comes back as NaN and the data set marks the frame unavailable. Anything
+else that is not as documented is a :class:`~emc_fast.errors.DataError`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .names import COEFFICIENT_DIM, EMOTION_DIM, EMOTION_NAMES, SPEECH_EMOTION_DIM
+
+
+def read_emotion(path: str | Path) -> NDArray[np.float32]:
+    """Read an emotion csv: one header row, then a row of 25 numbers per frame.
+
+    Returns:
+        float32 ``(T, 25)`` in the order of :data:`~emc_fast.data.EMOTION_NAMES`; empty cells are NaN.
+
+    Raises:
+        DataError: the file is unreadable or empty, a row has another width, or a cell is not a number (line and column are named).
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as csv text ({error})") from error
+    if not lines:
+        raise DataError(f"{path}: is empty; a header row and one row of {EMOTION_DIM} numbers per frame are taken")
+    width = len(next(csv.reader(lines[:1]), []))
+    if width != EMOTION_DIM:
+        raise DataError(f"{path}: has {width} columns; the {EMOTION_DIM} columns {EMOTION_NAMES[0]} ... {EMOTION_NAMES[-1]} are taken")
+    if _is_numeric(lines[0]):
+        raise DataError(f"{path}: line 1 holds numbers; a header row with the names of the columns is taken there")
+    rows = [line for line in lines[1:] if line.strip()]
+    if not rows:
+        raise DataError(f"{path}: has a header and no rows; one row per frame is needed")
+    try:
+        values = np.loadtxt(rows, delimiter=",", dtype=np.float32, ndmin=2, comments=None)
+    except (ValueError, OverflowError):
+        values = _read_slowly(path, lines)
+    if values.shape[1] != EMOTION_DIM:
+        values = _read_slowly(path, lines)
+    return _mark_infinite(values)
+
+
+def _is_numeric(line: str) -> bool:
+    try:
+        return bool([float(cell) for cell in line.split(",")])
+    except ValueError:
+        return False
+
+
+def _read_slowly(path: str | Path, lines: list[str]) -> NDArray[np.float32]:
+    """The csv again, cell by cell: takes empty and quoted cells, and knows where the fault is."""
+    rows: list[list[float]] = []
+    reader = csv.reader(lines)
+    try:
+        for cells in reader:
+            if reader.line_num == 1 or not cells or (len(cells) == 1 and not cells[0].strip()):
+                continue
+            if len(cells) != EMOTION_DIM:
+                raise DataError(f"{path}: line {reader.line_num} has {len(cells)} cells, {EMOTION_DIM} are taken")
+            row = []
+            for column, cell in enumerate(cells, start=1):
+                try:
+                    row.append(float(cell) if cell.strip() else np.nan)
+                except ValueError:
+                    where = f"line {reader.line_num}, column {column} ({EMOTION_NAMES[column - 1]})"
+                    raise DataError(f"{path}: {where} holds {cell[:40]!r}, a number is taken") from None
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is not csv ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: has a header and no rows; one row per frame is needed")
+    return np.array(rows, dtype=np.float32)
+
+
+def load_array(path: str | Path, what: str) -> NDArray:
+    """``np.load`` that never unpickles and says in one sentence what is wrong with the file.
+
+    Raises:
+        DataError: the file is absent, truncated, not an npy array, or of a type that is not a number or a truth value.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise DataError(f"{path}: is not an npy file; {what} are taken")
+        # Mapped first: a damaged header that promises terabytes is then checked against the file's size and nothing is allocated.
+        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except DataError:
+        raise
+    except Exception as error:  # the header is parsed as a Python literal: a damaged one can fail in any way
+        raise DataError(f"{path}: is damaged or truncated ({error}); {what} are taken") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{path}: holds values of type {array.dtype}; {what} are taken")
+    return array
+
+
+def read_coefficients(path: str | Path) -> NDArray[np.float32]:
+    """Read 3DMM coefficients: npy of shape ``(T, 1, 58)`` or ``(T, 58)``.
+
+    Returns:
+        float32 ``(T, 58)`` in the order of :data:`~emc_fast.data.COEFFICIENT_NAMES`, the mean face still in it.
+
+    Raises:
+        DataError: unreadable or truncated, of another shape, or without frames.
+    """
+    return _rows_of(path, COEFFICIENT_DIM, "3DMM coefficients of shape (T, 1, 58) or (T, 58)")
+
+
+def read_speech_emotion(path: str | Path) -> NDArray[np.float32]:
+    """Read precomputed speech emotion: npy ``(T, 10)``; otherwise as :func:`read_coefficients`."""
+    return _rows_of(path, SPEECH_EMOTION_DIM, "speech emotion of shape (T, 10)")
+
+
+def read_mean_face(path: str | Path) -> NDArray[np.float32]:
+    """Read a mean face: 58 finite numbers in an npy of any shape that holds exactly them.
+
+    Raises:
+        DataError: unreadable, of another size, or not finite.
+    """
+    what = "the 58 coefficients of the mean face"
+    array = load_array(path, what)
+    if array.size != COEFFICIENT_DIM or not np.isfinite(array).all():
+        raise DataError(f"{path}: has shape {array.shape} or values that are not finite; {what} are taken")
+    return array.reshape(-1).astype(np.float32)
+
+
+def _rows_of(path: str | Path, width: int, what: str) -> NDArray[np.float32]:
+    array = load_array(path, what)
+    if array.ndim == 3 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+        raise DataError(f"{path}: has shape {array.shape}; {what} with at least one frame are taken")
+    with np.errstate(over="ignore"):
+        return _mark_infinite(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _mark_infinite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An infinity is a hole like a NaN: one mark for both."""
+    values[~np.isfinite(values)] = np.nan
+    return values
