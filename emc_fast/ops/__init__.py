@@ -1,8 +1,26 @@
-"""Operators: public functions, autograd and the choice of back end."""
+"""Operators: public functions, autograd and the choice of back end.
 
+Each is one file stem: its definition in ``ops/reference``, its operator here, its kernels in ``csrc`` and ``kernels``. The names below are
+the functions; a module of the same name is reached by ``from emc_fast.ops.<module> import ...``.
+"""
+
+from ._backend import backend_report, use_backend
 from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
+from .philox import draw_seed, dropout, philox_normal, philox_uniform
 
-__all__ = ["AttentionBlockWeights", "attention", "attention_block", "fusion_kl", "fusion_kl_categorical"]
+__all__ = [
+    "AttentionBlockWeights",
+    "attention",
+    "attention_block",
+    "backend_report",
+    "draw_seed",
+    "dropout",
+    "fusion_kl",
+    "fusion_kl_categorical",
+    "philox_normal",
+    "philox_uniform",
+    "use_backend",
+]

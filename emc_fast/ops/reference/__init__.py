@@ -1,1 +1,1 @@
-"""Definitions in plain PyTorch: any dtype, differentiable, the truth of every test."""
+"""Definitions: every operator in plain PyTorch, for any device and dtype including float64, differentiable; the truth of every test."""

@@ -1,0 +1,232 @@
+// Vectors of the width of the instruction set that this unit is compiled for: v4 sixteen floats, v3 eight, base four.
+//
+// A wider type than the hardware's is lowered to memory traffic, so the width follows the instruction set. Everything is in an unnamed
+// namespace: an inline function with external linkage would be a weak symbol, and the linker might keep the AVX-512 copy for all.
+// For the same reason kernels use no standard library templates that are not surely inlined. tests/ops/test_build.py looks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../kernels.h"
+
+#ifndef EMC_ISA
+#error "kernels are compiled with -DEMC_ISA=<namespace>"
+#endif
+#define EMC_INLINE inline __attribute__((always_inline))
+
+namespace emc::EMC_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float F __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef uint16_t U16 __attribute__((vector_size(2 * W)));
+typedef uint64_t U64 __attribute__((vector_size(8 * W)));
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+EMC_INLINE F splat(float x) { return x - F{}; }
+EMC_INLINE U splat(uint32_t x) { return x - U{}; }
+EMC_INLINE U iota() {
+  U v;
+  for (int i = 0; i < W; ++i) v[i] = static_cast<uint32_t>(i);
+  return v;
+}
+EMC_INLINE F select(I mask, F a, F b) { return mask ? a : b; }  // mask: all bits or none, as comparisons give
+EMC_INLINE U select(I mask, U a, U b) { return mask ? a : b; }
+EMC_INLINE F max(F a, F b) { return a > b ? a : b; }
+EMC_INLINE F min(F a, F b) { return a < b ? a : b; }
+EMC_INLINE F abs(F a) { return (F)((U)a & 0x7fffffffu); }
+
+EMC_INLINE F sqrt(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (F)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (F)_mm_sqrt_ps((__m128)x);
+#else
+  F y;
+  for (int i = 0; i < W; ++i) y[i] = __builtin_sqrtf(x[i]);
+  return y;
+#endif
+}
+
+// Sum and maximum over the lanes, in a fixed order: halves folded onto each other.
+EMC_INLINE float sum(F v) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+EMC_INLINE float max(F v) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+  return v[0];
+}
+
+// --- 16-bit floats: bits widened to 32 <-> float, round to nearest even ---
+EMC_INLINE F half_to_float(U16 h16) {
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtph_ps((__m256i)h16);
+#elif defined(__F16C__)
+  return (F)_mm256_cvtph_ps((__m128i)h16);
+#else
+  const U h = __builtin_convertvector(h16, U);
+  const U magnitude = h & 0x7fffu;
+  // Shift exponent and fraction into place and let a multiplication by 2^112 correct the bias: right for subnormals too.
+  const F scaled = (F)(magnitude << 13) * 0x1p112f;
+  const U bits = select((I)(magnitude >= 0x7c00u), (magnitude << 13) | 0x7f800000u, (U)scaled);
+  return (F)(bits | ((h & 0x8000u) << 16));
+#endif
+}
+EMC_INLINE U16 float_to_half(F f) {
+#if defined(__AVX512F__)
+  return (U16)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+  return (U16)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const U sign = (U)f & 0x80000000u, m = (U)f & 0x7fffffffu;
+  const U normal = (m + (0xc8000fffu + ((m >> 13) & 1u))) >> 13;  // bias 127 -> 15, half an ulp less one, ties to even
+  const F magic = (F)splat(0x3f000000u);                          // 0.5: the addition rounds subnormals at bit 0
+  const U subnormal = (U)((F)m + magic) - 0x3f000000u;
+  U h = select((I)(m < 0x38800000u), subnormal, normal);
+  h = select((I)(m >= 0x47800000u), splat(0x7c00u), h);
+  h = select((I)(m > 0x7f800000u), splat(0x7e00u), h);
+  return __builtin_convertvector(h | (sign >> 16), U16);
+#endif
+}
+EMC_INLINE F bfloat_to_float(U16 b) { return (F)(__builtin_convertvector(b, U) << 16); }
+EMC_INLINE U16 float_to_bfloat(F f) {
+  const U u = (U)f;
+  const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(select((I)((u & 0x7fffffffu) > 0x7f800000u), (u >> 16) | 0x40u, rounded), U16);
+}
+
+// --- memory: whole vectors, the first n lanes (the rest are zero), or n elements a stride apart ---
+EMC_INLINE F load(const float* p) {
+  F v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+EMC_INLINE U16 load_bits(const void* p) {
+  U16 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+EMC_INLINE F load(const Half* p) { return half_to_float(load_bits(p)); }
+EMC_INLINE F load(const BFloat16* p) { return bfloat_to_float(load_bits(p)); }
+EMC_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+EMC_INLINE void store(Half* p, F v) {
+  const U16 h = float_to_half(v);
+  std::memcpy(p, &h, sizeof h);
+}
+EMC_INLINE void store(BFloat16* p, F v) {
+  const U16 h = float_to_bfloat(v);
+  std::memcpy(p, &h, sizeof h);
+}
+
+EMC_INLINE F load_n(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return (F)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+#else
+  F v = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) v[i] = p[i];
+  return v;
+#endif
+}
+EMC_INLINE U16 load_bits_n(const void* p, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return (U16)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1u), p);
+#else
+  U16 v = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) v[i] = static_cast<const uint16_t*>(p)[i];
+  return v;
+#endif
+}
+EMC_INLINE F load_n(const Half* p, int64_t n) { return half_to_float(load_bits_n(p, n)); }
+EMC_INLINE F load_n(const BFloat16* p, int64_t n) { return bfloat_to_float(load_bits_n(p, n)); }
+EMC_INLINE void store_n(float* p, F v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+#else
+  for (int i = 0; i < W; ++i)
+    if (i < n) p[i] = v[i];
+#endif
+}
+EMC_INLINE void store_bits_n(void* p, U16 h, int64_t n) {
+  for (int i = 0; i < W; ++i)
+    if (i < n) static_cast<uint16_t*>(p)[i] = h[i];
+}
+EMC_INLINE void store_n(Half* p, F v, int64_t n) { store_bits_n(p, float_to_half(v), n); }
+EMC_INLINE void store_n(BFloat16* p, F v, int64_t n) { store_bits_n(p, float_to_bfloat(v), n); }
+
+// n in 1..W elements of a row, a stride apart: the one load that kernels over Rows need.
+template <class T>
+EMC_INLINE F load_some(const T* p, int64_t stride, int64_t n) {
+  if (stride == 1) return n >= W ? load(p) : load_n(p, n);
+  T gathered[W] = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) gathered[i] = p[i * stride];
+  return load(gathered);
+}
+template <class T>
+EMC_INLINE void store_some(T* p, F v, int64_t n) {
+  if (n >= W) {
+    store(p, v);
+  } else {
+    store_n(p, v, n);
+  }
+}
+
+// First element of a row: index over the leading dimensions, last of them fastest.
+template <class T>
+EMC_INLINE T* row_pointer(const Rows& rows, int64_t row) {
+  int64_t offset = 0;
+  for (int64_t d = rows.outer - 1; d > 0; --d) {
+    const int64_t size = rows.sizes[d];
+    offset += (row % size) * rows.strides[d];
+    row /= size;
+  }
+  if (rows.outer > 0) offset += row * rows.strides[0];
+  return static_cast<T*>(rows.data) + offset;
+}
+
+}  // namespace
+}  // namespace emc::EMC_ISA
+
+// Runs `call<T>(...)` for the element type that a DType names.
+#define EMC_FOR_DTYPE(dtype, call, ...) \
+  do {                                  \
+    switch (dtype) {                    \
+      case ::emc::DType::kFloat32:      \
+        call<float>(__VA_ARGS__);       \
+        break;                          \
+      case ::emc::DType::kFloat16:      \
+        call<Half>(__VA_ARGS__);        \
+        break;                          \
+      case ::emc::DType::kBFloat16:     \
+        call<BFloat16>(__VA_ARGS__);    \
+        break;                          \
+    }                                   \
+  } while (false)

@@ -1,0 +1,66 @@
+// State of the library: the instruction set, the poison switch, and the stamp that Python reads before it loads the file.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "boxed.h"
+#include "build_config.h"
+
+namespace emc {
+namespace {
+
+bool supported(Isa level) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef EMC_HAVE_V4
+  if (level == Isa::kV4) return v4;
+#endif
+#ifdef EMC_HAVE_V3
+  if (level == Isa::kV3) return v3;
+#endif
+#endif
+  return level == Isa::kBase;
+}
+
+const char* const kNames[] = {"base", "v3", "v4"};
+
+Isa best() {
+  for (Isa level : {Isa::kV4, Isa::kV3})
+    if (supported(level)) return level;
+  return Isa::kBase;
+}
+
+// Name of a level that this machine can run, else nothing.
+std::optional<Isa> parse(const char* name) {
+  for (Isa level : {Isa::kBase, Isa::kV3, Isa::kV4})
+    if (name != nullptr && std::strcmp(name, kNames[static_cast<int>(level)]) == 0 && supported(level)) return level;
+  return std::nullopt;
+}
+
+std::atomic<Isa> chosen{parse(std::getenv("EMC_FAST_ISA")).value_or(best())};
+std::atomic<bool> poison{std::getenv("EMC_FAST_POISON") != nullptr};
+
+}  // namespace
+
+Isa isa() { return chosen.load(std::memory_order_relaxed); }
+bool poison_memory() { return poison.load(std::memory_order_relaxed); }
+
+}  // namespace emc
+
+#define EMC_EXPORT extern "C" __attribute__((visibility("default"), used))
+
+// Found by a search for its first words, without loading the file; emc_fast/ops/_library.py compares it with what it expects.
+EMC_EXPORT const char emc_fast_stamp[] = "emc_fast native library|version=" EMC_VERSION "|interface=1|processor=" EMC_PROCESSOR
+                                         "|isas=" EMC_ISA_LIST "|compiler=" EMC_COMPILER "|cuda=" EMC_CUDA_STATUS "|";
+
+EMC_EXPORT const char* emc_fast_isa() { return emc::kNames[static_cast<int>(emc::isa())]; }
+// Take another instruction set (tests); 0, or 1 when this machine cannot run it.
+EMC_EXPORT int emc_fast_set_isa(const char* name) {
+  const auto level = emc::parse(name);
+  if (level) emc::chosen = *level;
+  return level ? 0 : 1;
+}
+EMC_EXPORT void emc_fast_set_poison(int on) { emc::poison = on != 0; }

@@ -1,0 +1,187 @@
+"""Choice of the back end: what serves an operator here, and why the others do not.
+
+The choice depends on the device type, the dtype and the operator's own limits, never on values, so it costs nothing under
+``torch.compile``: there it is a constant, guarded by what :func:`use_backend` says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+import torch
+
+from ..errors import BackendError
+from ._library import has_kernel, native
+
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
+BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+#: Order of preference per device type. Everything else is served by the reference.
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+logger = logging.getLogger("emc_fast")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the choice must know of an operator: the raw operator that carries its kernels, and the dtypes these take."""
+
+    name: str
+    raw: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of :func:`backend_report`: ``reason`` is empty where the back end can serve."""
+
+    operator: str
+    backend: str
+    device: str
+    reason: str
+    chosen: bool
+
+
+OPERATORS: dict[str, Operator] = {}
+_decided: dict[tuple[object, ...], str] = {}
+_logged: set[tuple[str, str, torch.dtype, str]] = set()
+
+
+def register_operator(name: str, *, raw: str | None = None, dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES) -> None:
+    """Make an operator known to the choice; ``raw`` is its dispatcher name where that differs."""
+    OPERATORS[name] = Operator(name, raw or name, dtypes)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} is {name!r}; it takes one of {', '.join(BACKENDS)}")
+    return name
+
+
+_forced = _checked(os.environ.get("EMC_FAST_BACKEND") or "auto", "EMC_FAST_BACKEND")
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Have every operator inside the block served by ``backend``, or an error that says why that cannot be.
+
+    Args:
+        backend: ``"auto"`` (the best that can serve), ``"reference"`` (plain PyTorch), ``"cpu"``, ``"cuda"`` or ``"triton"``.
+
+    The setting is the process's, as torch's own back-end flags are, and the environment variable ``EMC_FAST_BACKEND`` sets it from the
+    start. A backward pass always uses the back end of its forward pass.
+
+    Raises:
+        ValueError: the name is none of these.
+        BackendError: (from an operator in the block) the back end cannot serve it; names every candidate with its reason.
+    """
+    global _forced
+    previous, _forced = _forced, _checked(backend, "backend")
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | None, refuse: tuple[tuple[str, str], ...]) -> str:
+    """Why ``backend`` cannot serve, or the empty string."""
+    if backend == "reference":
+        return ""
+    if backend == "triton":
+        try:
+            kernels = import_module("emc_fast.kernels")
+        except ModuleNotFoundError:
+            return "the Triton kernels are not installed (a source tree on the path instead of `pip install -e .`)"
+        if reason := kernels.triton_reason(operator.name):
+            return reason
+        if device != "cuda":
+            return f"the tensors are on {device}"
+    elif native().problem:
+        return native().problem
+    elif not has_kernel(operator.raw, backend.upper()):
+        return f"this version has no {'CUDA' if backend == 'cuda' else 'CPU'} kernel for {operator.name}"
+    elif device != backend:
+        return f"the tensors are on {device}"
+    if dtype is not None and dtype not in operator.dtypes:
+        taken = ", ".join(str(d).removeprefix("torch.") for d in operator.dtypes)
+        return f"the kernel takes {taken}, not {str(dtype).removeprefix('torch.')}"
+    return dict(refuse).get(backend, "")
+
+
+def _decide(name: str, device: str, dtype: torch.dtype, forced: str, refuse: tuple[tuple[str, str], ...]) -> str:
+    key = (name, device, dtype, forced, refuse)
+    known = _decided.get(key)
+    if known is not None:
+        return known
+    operator = OPERATORS[name]
+    if forced != "auto":
+        if reason := _reason(operator, forced, device, dtype, refuse):
+            lines = [f"{backend}: {_reason(operator, backend, device, dtype, refuse) or 'can serve'}" for backend in BACKENDS[1:]]
+            raise BackendError(f"{name}: the back end {forced!r} was asked for and cannot serve: {reason}\n  " + "\n  ".join(lines))
+        choice = forced
+    else:
+        candidates = PREFERENCE.get(device, ("reference",))
+        choice = next(backend for backend in candidates if not _reason(operator, backend, device, dtype, refuse))
+        _log(operator, device, dtype, choice, refuse)
+    _decided[key] = choice
+    return choice
+
+
+def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refuse: tuple[tuple[str, str], ...]) -> None:
+    """Say once what was chosen; loudly if only a broken library stands in the way of a kernel."""
+    line = (operator.name, device, dtype, choice)
+    if line in _logged:
+        return
+    _logged.add(line)
+    passed = [f"{b}: {_reason(operator, b, device, dtype, refuse)}" for b in PREFERENCE.get(device, ()) if b != choice and b != "reference"]
+    why = f" ({'; '.join(passed)})" if passed and choice == "reference" else ""
+    logger.info("%s on %s in %s is served by %s%s", operator.name, device, str(dtype).removeprefix("torch."), choice, why)
+    if choice == "reference" and native().problem and not any(entry[0] == "" for entry in _logged):
+        _logged.add(("", "", dtype, ""))
+        logger.warning("the operators run in plain PyTorch, slower than they could: %s", native().problem)
+
+
+# Under torch.compile the decision is taken once, while tracing, and its result is a constant of the graph: what
+# torch.compiler.assume_constant_result does, without importing the compiler, which takes longer than all the rest of this package.
+_decide._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype, refuse: tuple[tuple[str, str], ...] = ()) -> str:
+    """The back end that serves operator ``name`` for tensors of ``dtype`` on ``device``.
+
+    Args:
+        name: as given to :func:`register_operator`.
+        device: of the tensors.
+        dtype: of the tensors.
+        refuse: pairs of a back end and the reason why it cannot serve this call, for limits that only the operator knows.
+
+    Raises:
+        BackendError: a back end was asked for that cannot serve.
+    """
+    return _decide(name, device.type, dtype, _forced, refuse)
+
+
+def backend_report() -> list[Row]:
+    """Every operator x back end (at float32), with the reason where a back end cannot serve, and what ``auto`` takes.
+
+    CPU rows are for tensors on the CPU; CUDA and Triton rows for tensors on a CUDA device.
+    """
+    rows = []
+    build = "" if torch.version.cuda else f" (torch {torch.__version__} is a CPU build)"
+    no_cuda = "" if torch.cuda.is_available() else f"torch sees no CUDA device{build}"
+    for operator in OPERATORS.values():
+        for device, candidates in PREFERENCE.items():
+            reasons = {b: _reason(operator, b, device, None, ()) for b in candidates}
+            chosen = next(b for b in candidates if not reasons[b])
+            for backend in candidates:
+                if backend == "reference" and device == "cuda":
+                    continue
+                reason = reasons[backend] or (no_cuda if device == "cuda" else "")
+                rows.append(Row(operator.name, backend, device, reason, backend == chosen and not reason))
+    return rows

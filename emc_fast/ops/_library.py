@@ -1,0 +1,135 @@
+"""The native library: found, looked at before it is loaded, loaded, and explained when it cannot be.
+
+Schemas are declared here in Python (:func:`define`), so that fakes and autograd exist with or without the library; the library adds the
+kernels to the dispatcher in C++. Importing this module never fails for want of the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from ..errors import BackendError
+
+#: Number of the interface between the Python schemas and the C++ kernels; csrc/torch/runtime.cpp has the same.
+INTERFACE = "1"
+REPAIR = "build it again with `pip install -e .` in the source tree (or `python setup.py build_ext --inplace`)"
+
+_STAMP = b"emc_fast native library|version="
+_LIBRARY = torch.library.Library("emc_fast", "FRAGMENT")
+
+
+def define(schema: str) -> None:
+    """Declare the operator ``emc_fast::<schema>``."""
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Give ``emc_fast::<name>`` its shape function."""
+    torch.library.register_fake(f"emc_fast::{name}", fake, lib=_LIBRARY)
+
+
+def register_autograd(name: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+    """Give ``emc_fast::<name>`` its derivative."""
+    torch.library.register_autograd(f"emc_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def library_path() -> Path:
+    """Where the library is looked for: ``EMC_FAST_LIBRARY`` or beside the package."""
+    return Path(os.environ.get("EMC_FAST_LIBRARY") or Path(__file__).resolve().parent.parent / "_C.so")
+
+
+def read_stamp(path: Path) -> dict[str, str]:
+    """What the file says about itself (version, interface, processor, isas, compiler, cuda), read without loading it."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return {}
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data.find(_STAMP)
+            if start < 0:
+                return {}
+            text = data[start : data.find(b"\0", start)].decode(errors="replace")
+    return dict(field.split("=", 1) for field in text.split("|")[1:] if "=" in field)
+
+
+def _inspect(path: Path) -> list[str]:
+    """Everything that is wrong with the file, found before it is loaded."""
+    if not path.is_file():
+        return ["there is no such file: it has not been built, or EMC_FAST_LIBRARY points elsewhere"]
+    with path.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return ["it is not a Linux shared library"]
+    stamp = read_stamp(path)
+    if not stamp:
+        return ["it has no stamp of emc_fast: it is another library, or damaged"]
+    problems = []
+    built = f"{stamp['version']} (interface {stamp['interface']})"
+    wanted = f"{__version__} (interface {INTERFACE})"
+    if built != wanted:
+        problems.append(f"it was built from emc_fast {built}, this is {wanted}")
+    if stamp["processor"] != platform.machine():
+        problems.append(f"it was built for {stamp['processor']}, this machine is {platform.machine()}")
+    release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if release < (2, 10):
+        problems.append(f"it needs torch 2.10 or newer, this is {torch.__version__}")
+    return problems
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """The library as it was found; ``problem`` is empty when it is loaded."""
+
+    path: Path
+    stamp: dict[str, str]
+    problem: str
+    handle: Any = None
+
+    def set_isa(self, name: str) -> None:
+        """Use the kernels of ``"base"``, ``"v3"`` or ``"v4"`` from now on (for tests; ``EMC_FAST_ISA`` does it from the start)."""
+        if self.handle is None or self.handle.emc_fast_set_isa(name.encode()):
+            why = self.problem or "this build or this machine does not have it"
+            raise BackendError(f"the instruction set {name!r} cannot be used: {why}")
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run, or ``""`` without the library."""
+        return self.handle.emc_fast_isa().decode() if self.handle is not None else ""
+
+    def set_poison(self, on: bool) -> None:
+        """Fill every fresh output with NaN (for tests; ``EMC_FAST_POISON`` does it from the start)."""
+        if self.handle is not None:
+            self.handle.emc_fast_set_poison(int(on))
+
+
+@functools.cache
+def native() -> NativeLibrary:
+    """Load the library once; the result says why where that failed."""
+    path = library_path()
+    problems = _inspect(path)
+    handle = None
+    if not problems:
+        try:
+            torch.ops.load_library(str(path))
+            handle = ctypes.CDLL(str(path))  # the same one again, for its few plain C functions
+            handle.emc_fast_isa.restype = ctypes.c_char_p
+        except OSError as error:
+            problems.append(f"the loader refused it: {error}")
+    stamp = read_stamp(path) if path.is_file() else {}
+    problem = f"the native library {path} cannot be used: {'; '.join(problems)}; {REPAIR}" if problems else ""
+    return NativeLibrary(path, stamp, problem, handle)
+
+
+def has_kernel(op: str, key: str) -> bool:
+    """Whether ``emc_fast::<op>`` has a kernel under the dispatch key ``"CPU"`` or ``"CUDA"``."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"emc_fast::{op}", key))
