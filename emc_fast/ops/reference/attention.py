@@ -60,7 +60,7 @@ def attention(
         from .philox import philox_uniform
 
         assert seed is not None
-        uniform = philox_uniform((b, h, t, s), seed, stream=stream, device=query.device)
+        uniform = philox_uniform((b, h, t, s), seed, stream=stream)
         probabilities = torch.where(uniform >= dropout_p, probabilities / (1.0 - dropout_p), 0.0)
     out = torch.einsum("bhts,bshd->bthd", probabilities, value.to(compute))
     return torch.where(row, out, 0.0).to(query.dtype)

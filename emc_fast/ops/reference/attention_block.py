@@ -71,6 +71,6 @@ def attention_block(
         from .philox import philox_uniform
 
         assert seed is not None
-        uniform = philox_uniform(tuple(update.shape), seed, stream=stream + 1, device=x.device)
+        uniform = philox_uniform(tuple(update.shape), seed, stream=stream + 1)
         update = torch.where(uniform >= dropout_p, update / (1.0 - dropout_p), 0.0)
     return layer_norm(rows + update, x.shape[-1:], w.ln_weight, w.ln_bias, w.ln_eps).to(x.dtype)
