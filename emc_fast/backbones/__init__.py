@@ -1,0 +1,39 @@
+"""Backbones that EMC can be put into, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from .options import TransVAEOptions
+
+if TYPE_CHECKING:
+    from ..config import EMCConfig
+    from .base import Backbone
+
+BACKBONES: dict[str, type] = {"trans_vae": TransVAEOptions}
+"""Options of each backbone. They stand apart from the modules so that a configuration is checked without building anything."""
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> Any:
+    """The options of backbone `name` as their dataclass; ValueError for an unknown backbone, option or value."""
+    if name not in BACKBONES:
+        raise ValueError(f"EMCConfig.backbone takes one of {', '.join(sorted(BACKBONES))}; got {name!r}")
+    kind = BACKBONES[name]
+    known = [f.name for f in fields(kind)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"backbone_options of {name} are {', '.join(known)}; got {', '.join(unknown)}")
+    return kind(**options)
+
+
+def build_backbone(config: EMCConfig) -> Backbone:
+    """The backbone that a configuration asks for."""
+    options = check_options(config.backbone, config.backbone_options)
+    from .trans_vae import TransVAE
+
+    return {"trans_vae": TransVAE}[config.backbone](config, options)
+
+
+__all__ = ["BACKBONES", "TransVAEOptions", "build_backbone", "check_options"]

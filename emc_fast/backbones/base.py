@@ -1,0 +1,220 @@
+"""What a backbone has to offer: the protocol between EMC and the model that it is put into.
+
+A clip passes through a backbone as
+
+    encode -> [CMA, U-EA] -> fuse -> [M-EA] -> distribution -> sample -> [S-EA] -> decode
+
+where the steps in brackets are EMC's and are left out in the original model. Everything a backbone sees is already checked and
+clean: finite, masked, on one device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import CheckpointError, DataError
+
+
+class Reaction(NamedTuple):
+    """A listener's reaction: 3DMM coefficients (..., T, 58) and emotion (..., T, 25)."""
+
+    coefficients: Tensor
+    emotion: Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One step through a clip: the model sees frames `first` to `stop` and gives those from `begin` to `stop`.
+
+    `index` numbers the steps. Offline models have one segment, the whole clip; an online model has one per window, with all
+    frames so far before it; a model of independent windows has `first == begin`.
+    """
+
+    index: int
+    first: int
+    begin: int
+    stop: int
+
+    @property
+    def frames(self) -> int:
+        """Frames that this step gives."""
+        return self.stop - self.begin
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal Gaussian, the draw axis second: `mu` and `logvar` (B, J, ..., d), J = 1 or the number of draws.
+
+    `logvar` None is unit variance. A vector per clip has no more axes; a Gaussian per frame or node has one more.
+    """
+
+    mu: Tensor
+    logvar: Tensor | None
+
+    def split(self, parts: int) -> list[Gaussian]:
+        """The distributions of `parts` groups stacked along B."""
+        mu = self.mu.chunk(parts)
+        logvar = [None] * parts if self.logvar is None else self.logvar.chunk(parts)
+        return [Gaussian(m, v) for m, v in zip(mu, logvar, strict=True)]
+
+    @staticmethod
+    def pick(options: list[Gaussian], index: Tensor) -> Gaussian:
+        """Per clip the distribution that `index` (B,) names."""
+        rows = torch.arange(index.shape[0], device=index.device)
+        mu = torch.stack([option.mu for option in options])[index, rows]
+        logvars = [option.logvar for option in options if option.logvar is not None]
+        return Gaussian(mu, torch.stack(logvars)[index, rows] if logvars else None)
+
+    def fusion_loss(self, comp_face: Gaussian, comp_speech: Gaussian, *, mask: Tensor | None, reduction: str) -> Tensor:
+        """The fusion loss (eq. 14) with `self` as the fusion of the real streams.
+
+        `mask` (B, ...) are the clips, or frames, that count. `mean` is per element of the Gaussian, so that it stands beside the
+        other means whatever the width; `paper_sum` sums all elements of a clip and takes the mean over clips.
+        """
+        pairs = [(option.mu, option.logvar) for option in (self, comp_face, comp_speech)]
+        if mask is not None:
+            mask = mask.reshape(mask.shape[0], 1, *mask.shape[1:]).expand(self.mu.shape[:-1])
+        if reduction == "mean":
+            return ops.fusion_kl(*pairs, mask=mask, reduction="mean") / self.mu.shape[-1]
+        return ops.fusion_kl(*pairs, mask=mask, reduction="sum") / self.mu.shape[0]
+
+
+class Sample(NamedTuple):
+    """What was drawn: `values` (B, K, N, d), with N = 1 for one vector per clip, else N frames; and the loss of the latent.
+
+    `kl` is (B,) float32: the mean KL of the clip's distribution to N(0, I), per element; None where a backbone has no such term.
+    """
+
+    values: Tensor
+    kl: Tensor | None
+
+
+class Backbone(nn.Module, ABC):
+    """Base class of backbones; see docs/model.md, "Another backbone".
+
+    Attributes:
+        d_model: width of both encoded streams and of the fused sequence.
+        prefix_stable: `encode` and `fuse` of a clip's first frames are the first frames of the whole clip's, so that a model that
+            walks through a clip may compute them once. Not so where a statistic runs over the clip.
+        autoregressive: later segments see the reaction so far.
+        teacher_forcing: in training they see the target instead of it.
+        whole_segments: a clip that ends inside a segment gets nothing from it (else it gets the frames that it has).
+        alternative_weight: weight of the loss term that compares with a second, independent pass; 0 saves that pass.
+    """
+
+    d_model: int
+    prefix_stable: bool = True
+    autoregressive: bool = False
+    teacher_forcing: bool = False
+    whole_segments: bool = False
+    options_type: ClassVar[type]
+
+    @property
+    def alternative_weight(self) -> float:
+        """Weight of the term that needs a second reaction; 0 = no second pass."""
+        return 0.0
+
+    def segments(self, frames: int) -> list[Segment]:
+        """The steps through a clip; one over everything unless the backbone says otherwise."""
+        return [Segment(0, 0, 0, frames)]
+
+    def check_frames(self, frames: int) -> None:
+        """Refuse a clip that is too short for a single segment."""
+        if not self.segments(frames):
+            raise DataError(f"a clip of {frames} frames is shorter than one window of the backbone; give longer clips")
+
+    @abstractmethod
+    def encode(
+        self, face: Tensor | None, speech: Tensor | None, *, face_mask: Tensor | None, speech_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Unimodal encoding (eq. 1).
+
+        Args:
+            face: (B, T, face_dim) or images (B, T, 3, H, W), zero where unavailable; None = missing throughout.
+            speech: (B, T, speech_dim), likewise.
+            face_mask, speech_mask: (B, T) bool, frames that a statistic over the clip may count; None = all.
+
+        Returns:
+            u_face and u_speech (B, T, d_model); None for a stream that is None.
+        """
+
+    @abstractmethod
+    def fuse(self, face: Tensor, speech: Tensor, *, key_mask: Tensor | None, seed: Tensor | None) -> Tensor:
+        """Fuse two streams (N, T, d_model) into one (N, T, d_model); `key_mask` (N, T) are the frames that count."""
+
+    @abstractmethod
+    def distribution(self, fused: Tensor, *, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None) -> Gaussian:
+        """Z of the fused sequence.
+
+        Args:
+            fused: (B * draws, T, d_model).
+            draws: J, the draws folded into the batch, side by side.
+            key_mask: (B * draws, T) bool or None.
+            past: the reaction so far, (B * draws, begin, ...), for an autoregressive backbone; None at the first segment.
+            seed: int64 (B * draws,), for dropout.
+
+        Returns:
+            A distribution over (B, J, ...).
+        """
+
+    @abstractmethod
+    def sample(self, distribution: Gaussian, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
+        """Draw `num_samples` (J is 1 or that number); `seed` int64 (B,); noise is addressed by (draw, segment)."""
+
+    @abstractmethod
+    def decode(
+        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+    ) -> Reaction:
+        """The segment's reaction.
+
+        Args:
+            memory: (N, M, d_model): the sample as it left S-EA (M = segment.frames), or as it was drawn (original, "w/o EA").
+            sample: (N, ..., d) as it was drawn.
+            segment: which frames.
+            frame_mask: (N, segment.frames) bool, frames within the clip; None = all.
+            past: the reaction so far, (N, begin, ...), or None.
+            seed: int64 (N,), for dropout.
+
+        Returns:
+            Reaction of (N, segment.frames, ...).
+        """
+
+    @abstractmethod
+    def loss(
+        self, prediction: Reaction, target: Reaction, *, mask: Tensor | None, kl: Tensor | None, alternative: Reaction | None
+    ) -> dict[str, Tensor]:
+        """The backbone's own loss.
+
+        Args:
+            prediction: (B, K, T, ...).
+            target: (B, T, ...).
+            mask: (B, T) bool, frames of the target that count; None = all.
+            kl: scalar, mean over clips and segments of `Sample.kl`.
+            alternative: a second reaction (B, K, T, ...) without gradient, when `alternative_weight` is not 0.
+
+        Returns:
+            Scalars by name; `backbone` is their weighted sum.
+        """
+
+    def join(self, pieces: list[Reaction], segments: list[Segment], frames: int) -> Reaction:
+        """Put the segments' reactions (N, frames, ...) together to (N, T, ...); frames that no segment gives are 0.
+
+        Segments that follow one another are concatenated; a backbone whose segments overlap overrides this.
+        """
+        rest = frames - segments[-1].stop
+
+        def cat(parts: list[Tensor]) -> Tensor:
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+            return whole if rest == 0 else nn.functional.pad(whole, (0, 0, 0, rest))
+
+        return Reaction(cat([p.coefficients for p in pieces]), cat([p.emotion for p in pieces]))
+
+    def map_official(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights under this module's names; a backbone without published weights refuses."""
+        raise CheckpointError(f"{type(self).__name__} has no published state dict to load")

@@ -1,0 +1,35 @@
+"""Options of the backbones, plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TransVAEOptions:
+    """Options of Trans-VAE.
+
+    Attributes:
+        online: produce the reaction window by window, each from all frames so far and the reaction so far.
+        window: frames per window, online; may be changed on a built model (`model.backbone.window`), as the published recipe does
+            between training (16) and validation (8).
+        kl_p: weight of the latent's KL.
+        div_p: weight of the diversity term; 0 saves the second pass that it needs.
+        pose_weight: weight of rotation and translation (3DMM 52 to 57) in the reconstruction.
+    """
+
+    online: bool = False
+    window: int = 8
+    kl_p: float = 1e-5
+    div_p: float = 10.0
+    pose_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.online, bool):
+            raise ValueError(f"backbone_options['online'] takes True or False; got {self.online!r}")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"backbone_options['window'] takes a positive integer; got {self.window!r}")
+        for name in ("kl_p", "div_p", "pose_weight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"backbone_options[{name!r}] takes a finite number that is not negative; got {value!r}")

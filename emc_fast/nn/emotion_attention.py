@@ -1,0 +1,213 @@
+"""Emotion-aware attention (EA): features ask, emotion answers."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head attention, residual sum and LayerNorm as one operator call.
+
+    post: `LayerNorm(x + Dropout(W_o Attn(W_q x, W_k m, W_v m) + b_o))`;
+    pre:  `x + Dropout(W_o Attn(W_q n, W_k n_m, W_v n_m) + b_o)` with n = LayerNorm(x), and n_m = n in self-attention,
+    a LayerNorm of its own over the memory in cross-attention.
+
+    Args:
+        d_model: width d; num_heads divides it.
+        num_heads: number of heads.
+        dropout: on the attention weights and on the output, in training.
+        norm: `post` or `pre`.
+        cross: the block is given a memory; only a `pre` block needs to know, for the memory's own LayerNorm.
+        stream: first of two noise streams (attention dropout, output dropout).
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, *, dropout: float = 0.1, norm: str = "post", cross: bool = False, stream: int = 0
+    ) -> None:
+        super().__init__()
+        if norm not in ("post", "pre"):
+            raise ValueError(f"norm takes 'post' or 'pre'; got {norm!r}")
+        if d_model % num_heads:
+            raise ValueError(f"num_heads must divide d_model; got {num_heads} heads for a width of {d_model}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.norm_first = norm == "pre"
+        self.stream = stream
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
+        self.output = nn.Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.memory_norm = nn.LayerNorm(d_model) if self.norm_first and cross else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initialisation of torch's own multi-head attention, whose three input projections are one (3d, d) matrix."""
+        bound = math.sqrt(6 / (4 * self.query.in_features))
+        for layer in (self.query, self.key, self.value):
+            nn.init.uniform_(layer.weight, -bound, bound)
+        for layer in (self.query, self.key, self.value, self.output):
+            nn.init.zeros_(layer.bias)
+
+    def weights(self) -> ops.AttentionBlockWeights:
+        """The tensors of the block in the order of the operator."""
+        return ops.AttentionBlockWeights(
+            self.query.weight, self.query.bias, self.key.weight, self.key.bias, self.value.weight, self.value.bias,
+            self.output.weight, self.output.bias, self.norm.weight, self.norm.bias, self.norm.eps,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x` to `memory`.
+
+        Args:
+            x: (B, T, d).
+            memory: (B, S, d); None attends to x itself.
+            key_mask: (B, S) bool, True = may be attended; a row with nothing to attend adds only the output's bias.
+            causal: query t sees keys s <= t + (S - T).
+            window: of those only the last so many.
+            seed: int64 (B,) or (1,), for dropout in training.
+
+        Returns:
+            (B, T, d).
+        """
+        p = self.dropout if self.training else 0.0
+        if not self.norm_first:
+            return ops.attention_block(
+                x, x if memory is None else memory, self.weights(), num_heads=self.num_heads, key_mask=key_mask,
+                causal=causal, window=window, dropout_p=p, seed=seed, stream=self.stream,
+            )  # fmt: skip
+        query = self.norm(x)
+        keys = query
+        if memory is not None:
+            keys = memory if self.memory_norm is None else self.memory_norm(memory)
+        batch, length, d = x.shape
+        split = (batch, -1, self.num_heads, d // self.num_heads)
+        attended = ops.attention(
+            self.query(query).view(split), self.key(keys).view(split), self.value(keys).view(split),
+            key_mask=key_mask, causal=causal, window=window, dropout_p=p, seed=seed, stream=self.stream,
+        )  # fmt: skip
+        update = self.output(attended.reshape(batch, length, d))
+        if p > 0:
+            update = ops.dropout(update, p, seed=seed, stream=self.stream + 1)
+        return x + update
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return f"num_heads={self.num_heads}, dropout={self.dropout}, norm={'pre' if self.norm_first else 'post'}, stream={self.stream}"
+
+
+class EmotionAwareAttention(nn.Module):
+    """EA(f, e) of section 3.3: f' = Block(f, f); e' = Block(e, e); out = Block(f', e').
+
+    The emotion branch e' depends on e alone, so several features under one emotion share it: compute it once by
+    `encode_emotion` and hand it to `forward` as `encoded`.
+
+    Args:
+        d_model: width d of features and emotion.
+        num_heads: number of heads.
+        dropout: in training.
+        norm: `post` or `pre`, see `AttentionBlock`.
+        stream: first of six noise streams.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, *, dropout: float = 0.1, norm: str = "post", stream: int = 0) -> None:
+        super().__init__()
+        self.features = AttentionBlock(d_model, num_heads, dropout=dropout, norm=norm, stream=stream)
+        self.emotion = AttentionBlock(d_model, num_heads, dropout=dropout, norm=norm, stream=stream + 2)
+        self.cross = AttentionBlock(d_model, num_heads, dropout=dropout, norm=norm, cross=True, stream=stream + 4)
+
+    def encode_emotion(
+        self,
+        emotion: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        """The emotion branch e' (B, S, d) of an emotion sequence (B, S, d)."""
+        return self.emotion(emotion, key_mask=key_mask, causal=causal, window=window, seed=seed)
+
+    def forward(
+        self,
+        features: Tensor,
+        emotion: Tensor | None,
+        *,
+        key_mask: Tensor | None = None,
+        emotion_mask: Tensor | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        seed: Tensor | None = None,
+        encoded: Tensor | None = None,
+    ) -> Tensor:
+        """Features with the emotion taken in.
+
+        Args:
+            features: (B, T, d).
+            emotion: (B, S, d), usually S = T; not read when `encoded` is given.
+            key_mask: (B, T) bool, frames of the features that may be attended; None = all.
+            emotion_mask: (B, S) bool, frames that have an emotion; None takes `key_mask` where S = T, else all.
+            causal: no later frame is seen; with S > T the last frames of both coincide.
+            window: of the frames that may be seen only the last so many.
+            seed: int64 (B,) or (1,), for dropout in training.
+            encoded: e' (B, S, d) from `encode_emotion`.
+
+        Returns:
+            (B, T, d).
+        """
+        memory = emotion if encoded is None else encoded
+        if memory is None:
+            raise ValueError("EmotionAwareAttention takes an emotion (B, S, d), or its encoded form; got None for both")
+        if emotion_mask is None and memory.shape[1] == features.shape[1]:
+            emotion_mask = key_mask
+        if encoded is None:
+            encoded = self.encode_emotion(memory, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
+        attended = self.features(features, key_mask=key_mask, causal=causal, window=window, seed=seed)
+        return self.cross(attended, encoded, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
+
+
+class EmotionAddNorm(nn.Module):
+    """The ablation `ea="add_norm"`: LayerNorm(f + e), frame by frame; frames without an emotion add nothing.
+
+    Args:
+        d_model: width d.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+
+    def encode_emotion(self, emotion: Tensor, *, key_mask: Tensor | None = None, **_: object) -> Tensor:
+        """The emotion itself, zero where `key_mask` (B, S) says that there is none."""
+        return emotion if key_mask is None else emotion.masked_fill(~key_mask[..., None], 0)
+
+    def forward(
+        self,
+        features: Tensor,
+        emotion: Tensor | None,
+        *,
+        emotion_mask: Tensor | None = None,
+        encoded: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
+        """LayerNorm(features + emotion) for features (B, T, d); of a longer emotion (B, S, d) the last T frames are taken."""
+        if encoded is None:
+            if emotion is None:
+                raise ValueError("EmotionAddNorm takes an emotion (B, S, d), or its encoded form; got None for both")
+            encoded = self.encode_emotion(emotion, key_mask=emotion_mask)
+        total = features + encoded[:, encoded.shape[1] - features.shape[1] :]
+        return F.layer_norm(total, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)

@@ -1,0 +1,275 @@
+"""One pass of a batch through backbone and EMC, segment by segment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .backbones.base import Gaussian, Reaction, Segment
+from .losses import masked_mean
+from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
+from .nn.emotion import Emotion, EmotionView, pick_emotion
+from .nn.inputs import Inputs
+from .nn.noise import fold_seeds, seed_variant
+from .ops import streams as noise_streams
+
+if TYPE_CHECKING:
+    from .model import EMCModel
+
+_SEGMENT, _SECOND_PASS = 16, 1 << 20
+"""Seed variants of the windows of a clip and of the second pass; EMC's own stacks use 0 to 2."""
+
+
+class Result(NamedTuple):
+    """What a pass gives: the reaction (B, K, T, ...), a distribution per segment, and loss terms by name."""
+
+    reaction: Reaction
+    distributions: list[Gaussian]
+    terms: dict[str, Tensor]
+
+
+class Pass:
+    """The state of one pass.
+
+    Args:
+        model: the model.
+        inputs: the checked batch.
+        draws: reactions K per clip.
+        seeds: int64 (B,).
+        learn: compute EMC's three fusions and its losses, and go on with one fusion per clip.
+        first: an earlier pass over the same batch; this one then repeats it under its own seeds for the clips' same fusions,
+            without computing the others or any loss. Encoding has no noise in it and is taken over.
+    """
+
+    def __init__(
+        self, model: EMCModel, inputs: Inputs, draws: int, seeds: Tensor, *, learn: bool = False, first: Pass | None = None
+    ) -> None:
+        self.model, self.inputs, self.draws, self.seeds = model, inputs, draws, seeds
+        self.emc, self.backbone = model.emc, model.backbone
+        self.learn = learn and self.emc is not None
+        self.repeats = first is not None
+        self.segments = self.backbone.segments(inputs.frames)
+        # Computed once for the whole clip, where a prefix of the result is the result of the prefix.
+        single = len(self.segments) == 1
+        self.encode_once = single or self.backbone.prefix_stable
+        looks_ahead = self.emc is not None and model.config.ea == "attention" and not model.config.causal
+        self.enhance_once = single or (self.backbone.prefix_stable and not looks_ahead)
+        self.encoded: tuple[Tensor | None, Tensor | None] | None = None if first is None else first.encoded
+        self.pick: Tensor | None = None if not self.learn else self._draw_pick() if first is None else first.pick
+        self.views = self._emotion_views()
+        self.whole: Streams | None = None
+        self.enhanced: tuple[Tensor, int] | None = None
+        self.terms: dict[str, Tensor] = {}
+
+    def again(self) -> Pass:
+        """An independent pass over the same batch."""
+        seeds = seed_variant(self.seeds, _SECOND_PASS)
+        return Pass(self.model, self.inputs, self.draws, seeds, learn=self.learn, first=self)
+
+    def run(self, target: Reaction | None = None) -> Result:
+        """Walk through the segments; `target` (B, T, ...) stands in for the past where the backbone is taught by it."""
+        x, backbone, draws = self.inputs, self.backbone, self.draws
+        pieces: list[Reaction] = []
+        distributions: list[Gaussian] = []
+        fusion: list[Tensor] = []
+        kls: list[Tensor] = []
+        counts: list[Tensor | None] = []
+        past: Reaction | None = None
+        for segment in self.segments:
+            counted = self._counted(segment)
+            streams, distribution = self._distribution(segment, past, counted, fusion)
+            sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
+            drawn = sample.values.flatten(0, 1)
+            within = None if x.valid is None else x.valid[:, segment.begin : segment.stop]
+            seed = self._segment_seed(segment)
+            memory = drawn
+            emotion = self._sample_emotion(streams)
+            if self.emc is not None and emotion is not None:
+                memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
+            folded = None if within is None else within.repeat_interleave(draws, 0)
+            piece = backbone.decode(memory, drawn, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws))
+            pieces.append(piece if folded is None else self._zero(piece, folded, counted))
+            distributions.append(distribution)
+            if sample.kl is not None:
+                kls.append(sample.kl)
+                counts.append(counted)
+            if backbone.autoregressive:
+                past = backbone.join(pieces, self.segments[: segment.index + 1], segment.stop)
+                if backbone.teacher_forcing and self.model.training and target is not None:
+                    past = Reaction(*(t[:, : segment.stop].repeat_interleave(draws, 0) for t in target))
+        joined = backbone.join(pieces, self.segments, x.frames)
+        reaction = Reaction(*(t.view(x.batch, draws, *t.shape[1:]) for t in joined))
+        if kls:
+            mask = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
+            self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
+        if fusion:
+            self.terms["fusion"] = torch.stack(fusion).mean()
+        return Result(reaction, distributions, self.terms)
+
+    # One segment
+
+    def _distribution(
+        self, segment: Segment, past: Reaction | None, counted: Tensor | None, fusion: list[Tensor]
+    ) -> tuple[Streams, Gaussian]:
+        """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusion` grows."""
+        streams, fused, draws = self._fused(segment)
+        batch = self.inputs.batch
+        groups = fused.shape[0] // (batch * draws)  # 3 fusions in learning, else 1
+        if past is not None and draws < self.draws:
+            # From the second window on the draws differ by their past.
+            fused = fused.view(groups * batch, 1, *fused.shape[1:]).repeat_interleave(self.draws, 1).flatten(0, 1)
+            draws = self.draws
+        seed = self._segment_seed(segment)
+        seeds = torch.cat([fold_seeds(seed_variant(seed, i), draws) for i in range(groups)])
+        mask = streams.frame_mask
+        mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
+        before = past if past is None or groups == 1 else Reaction(*(t.repeat(groups, 1, 1) for t in past))
+        distribution = self.backbone.distribution(fused, draws=draws, key_mask=mask, past=before, seed=seeds)
+        if groups == 1:
+            return streams, distribution
+        options = distribution.split(groups)
+        reduction = self.model.config.reduction
+        fusion.append(options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=counted, reduction=reduction))
+        assert self.pick is not None
+        return streams, Gaussian.pick(options, self.pick)
+
+    def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
+        """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J."""
+        first, stop = segment.first, segment.stop
+        if self.encode_once and self.whole is None:
+            self.whole = self._streams(0, self.inputs.frames)
+        if self.enhance_once:
+            assert self.whole is not None
+            if self.enhanced is None:
+                self.enhanced = self._enhance(self.whole, self.seeds)
+            fused, draws = self.enhanced
+            return self.whole.cut(first, stop), fused[:, first:stop], draws
+        part = self._streams(first, stop) if self.whole is None else self.whole.cut(first, stop)
+        return part, *self._enhance(part, self._segment_seed(segment))
+
+    def _enhance(self, streams: Streams, seed: Tensor) -> tuple[Tensor, int]:
+        if self.emc is None:
+            return self.backbone.fuse(streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
+        if self.learn and not self.repeats:
+            return self.emc.enhance_training(streams, self.backbone, seed), 1
+        return self.emc.enhance(streams, self.backbone, seed)
+
+    def _streams(self, first: int, stop: int) -> Streams:
+        """Encoded and compensated streams of frames `first` to `stop`."""
+        x, emc = self.inputs, self.emc
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[:, first:stop]
+
+        face, speech = self._encode(first, stop)
+        views = cut_views(self.views, first, stop)
+        mask = cut(self._frame_mask())
+        if emc is None:
+            assert face is not None
+            assert speech is not None
+            return Streams(face, speech, None, None, views, mask)
+        if not self.learn:
+            face, speech = emc.compensate(face, speech, cut(x.has_face), cut(x.has_speech), self.draws, seed=self.seeds, frame_offset=first)
+            return Streams(face, speech, None, None, views, mask)
+        assert face is not None
+        assert speech is not None
+        face, speech, comp_face, comp_speech, losses = emc.compensate_training(
+            face, speech, cut(x.has_face), cut(x.has_speech), cut(x.valid), seed=self.seeds, frame_offset=first
+        )
+        if not self.repeats:
+            self.terms.update(losses)  # where every segment is encoded anew, the last and longest counts
+        streams = Streams(face, speech, comp_face, comp_speech, views, mask)
+        if not self.repeats:
+            return streams
+        assert self.pick is not None
+        return emc.select(streams, self.pick)
+
+    # Small parts
+
+    def _encode(self, first: int, stop: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.encode_once and self.encoded is not None:
+            return self.encoded
+        x = self.inputs
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[:, first:stop]
+
+        face, speech = x.face, x.speech
+        if self.emc is None:
+            # The original model has no notion of a missing frame: zeros are a frame like any other, in its statistics too.
+            face, speech = self._zeros("face"), self._zeros("speech")
+            masks = x.valid, x.valid
+        else:
+            masks = (x.valid if x.has_face is None else x.has_face), (x.valid if x.has_speech is None else x.has_speech)
+        encoded = self.backbone.encode(cut(face), cut(speech), face_mask=cut(masks[0]), speech_mask=cut(masks[1]))
+        if self.encode_once:
+            self.encoded = encoded
+        return encoded
+
+    def _zeros(self, name: str) -> Tensor:
+        """The stream, or zeros for one that is missing throughout."""
+        x, config = self.inputs, self.model.config
+        given, other = (x.face, x.speech) if name == "face" else (x.speech, x.face)
+        if given is not None:
+            return given
+        assert other is not None
+        if name == "face" and config.input == "image":
+            # A constant image is normalised to zero whatever its size, so a small one does.
+            return other.new_zeros(x.batch, x.frames, 3, 32, 32)
+        return other.new_zeros(x.batch, x.frames, config.face_dim if name == "face" else config.speech_dim)
+
+    def _frame_mask(self) -> Tensor | None:
+        """(B, T) frames of the clip, for EMC only those that have a modality; None = all."""
+        x = self.inputs
+        if self.emc is None or (x.face is not None and x.has_face is None) or (x.speech is not None and x.has_speech is None):
+            return x.valid
+        return x.presence("face") | x.presence("speech")
+
+    def _emotion_views(self) -> tuple[EmotionView, ...] | None:
+        x = self.inputs
+        if self.emc is None or not self.emc.uses_emotion:
+            return None
+        nothing = torch.zeros(x.batch, x.frames, dtype=torch.bool, device=x.device)
+        has_face = nothing if x.face_emotion is None else x.presence("face")
+        has_speech = nothing if x.speech_emotion is None else x.presence("speech")
+        everywhere = x.valid is None and (
+            (x.face_emotion is not None and x.has_face is None) or (x.speech_emotion is not None and x.has_speech is None)
+        )
+        return self.emc.emotion_views(x.face_emotion, x.speech_emotion, has_face, has_speech, everywhere=everywhere, training=self.learn)
+
+    def _sample_emotion(self, streams: Streams) -> Emotion | None:
+        """S-EA's emotion: that of the fusion that goes on."""
+        if streams.views is None:
+            return None
+        if len(streams.views) == 1:
+            return streams.views[0].fused
+        assert self.pick is not None
+        return pick_emotion([view.fused for view in streams.views], self.pick)
+
+    def _draw_pick(self) -> Tensor:
+        """(B,) int64 in {0, 1, 2}: the fusion that each clip goes on with."""
+        x, how = self.inputs, self.model.config.fusion_pick
+        if how == "real":
+            return torch.zeros(x.batch, dtype=torch.int64, device=x.device)
+        seed = self.seeds if how == "sample" else self.seeds[:1]
+        u = ops.philox_uniform((seed.shape[0], 1, 1), seed, stream=noise_streams.FUSION_PICK, device=x.device)
+        return (u.reshape(-1) * 3).long().expand(x.batch)
+
+    def _segment_seed(self, segment: Segment) -> Tensor:
+        """Seeds of the dropout in one segment."""
+        return seed_variant(self.seeds, _SEGMENT + segment.index if segment.index else 0)
+
+    def _counted(self, segment: Segment) -> Tensor | None:
+        """(B,) clips that this segment is a part of; None = all."""
+        if self.inputs.valid is None:
+            return None
+        return self.inputs.valid[:, segment.stop - 1 if self.backbone.whole_segments else segment.begin]
+
+    def _zero(self, piece: Reaction, within: Tensor, counted: Tensor | None) -> Reaction:
+        """0 beyond a clip's length."""
+        if self.backbone.whole_segments and counted is not None:
+            within = within & counted.repeat_interleave(self.draws, 0)[:, None]
+        return Reaction(*(torch.where(within[..., None], t, 0) for t in piece))
