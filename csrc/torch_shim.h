@@ -22,6 +22,7 @@ extern "C" {
 EMC_TORCH_API int32_t aoti_torch_device_type_cpu();
 EMC_TORCH_API int32_t aoti_torch_device_type_cuda();
 EMC_TORCH_API int32_t aoti_torch_dtype_float32();
+EMC_TORCH_API int32_t aoti_torch_dtype_float64();
 EMC_TORCH_API int32_t aoti_torch_dtype_float16();
 EMC_TORCH_API int32_t aoti_torch_dtype_bfloat16();
 EMC_TORCH_API int32_t aoti_torch_dtype_int64();

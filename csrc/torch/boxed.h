@@ -132,7 +132,7 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
 }
 inline int64_t element_size(int32_t torch_dtype) {
   if (torch_dtype == aoti_torch_dtype_float32()) return 4;
-  if (torch_dtype == aoti_torch_dtype_int64()) return 8;
+  if (torch_dtype == aoti_torch_dtype_int64() || torch_dtype == aoti_torch_dtype_float64()) return 8;
   if (torch_dtype == aoti_torch_dtype_bool()) return 1;
   return 2;
 }

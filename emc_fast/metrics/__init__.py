@@ -6,5 +6,6 @@ explains each measure and each quirk.
 """
 
 from .frcorr import frcorr
+from .frdist import frdist
 
-__all__ = ["frcorr"]
+__all__ = ["frcorr", "frdist"]

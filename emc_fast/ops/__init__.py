@@ -9,6 +9,7 @@ from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
+from .dtw import dtw
 from .philox import draw_seed, dropout, philox_normal, philox_uniform
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "backend_report",
     "draw_seed",
     "dropout",
+    "dtw",
     "fusion_kl",
     "fusion_kl_categorical",
     "philox_normal",

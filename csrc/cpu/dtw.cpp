@@ -1,0 +1,211 @@
+// Dynamic time warping on the CPU. The recurrence D[t,s] = d[t,s] + min(D[t-1,s], D[t,s-1], D[t-1,s-1]) is serial along a row and along a
+// column, but pairs of sequences are independent: each lane of a vector is a pair of its own, so that no cell is wasted, and no shuffle
+// needed.
+//
+// Rows are swept kRows at a time: the local distances of a column are a small product whose y operand is loaded once for all rows, and the
+// recurrence passes from row to row in registers. Only the last row of a tile goes through memory.
+#include "dtw_kernels.h"
+#include "simd.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+typedef double D __attribute__((vector_size(4 * W)));     // W / 2 doubles
+typedef float FHalf __attribute__((vector_size(2 * W)));  // W / 2 floats
+
+constexpr int kRows = W >= 16 ? 8 : 4;  // of a tile; the registers hold a distance and a left neighbour for each
+
+EMC_INLINE F least(F a, F b) {
+#if defined(__AVX512F__)
+  return (F)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (F)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+EMC_INLINE D least(D a, D b) {
+#if defined(__AVX512F__)
+  return (D)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (D)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+  return (D)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Costs of W pairs, in float32 or float64.
+struct Single {
+  F v;
+};
+struct Double {
+  D low, high;
+};
+EMC_INLINE Single least(Single a, Single b) { return {least(a.v, b.v)}; }
+EMC_INLINE Double least(Double a, Double b) { return {least(a.low, b.low), least(a.high, b.high)}; }
+EMC_INLINE Single add(Single a, F d) { return {a.v + d}; }
+EMC_INLINE Double add(Double a, F d) {
+  struct {
+    FHalf low, high;
+  } half;
+  std::memcpy(&half, &d, sizeof half);
+  return {a.low + __builtin_convertvector(half.low, D), a.high + __builtin_convertvector(half.high, D)};
+}
+EMC_INLINE void set(Single& a, int lane, double x) { a.v[lane] = static_cast<float>(x); }
+EMC_INLINE void set(Double& a, int lane, double x) { lane < W / 2 ? a.low[lane] = x : a.high[lane - W / 2] = x; }
+EMC_INLINE double get(const Single& a, int lane) { return a.v[lane]; }
+EMC_INLINE double get(const Double& a, int lane) { return lane < W / 2 ? a.low[lane] : a.high[lane - W / 2]; }
+EMC_INLINE Single constant(float x, Single) { return {splat(x)}; }
+EMC_INLINE Double constant(float x, Double) { return {static_cast<double>(x) - D{}, static_cast<double>(x) - D{}}; }
+
+// What one call works on, cut from the workspace. `extra` is 1 where a squared norm stands behind the channels.
+template <class Cost>
+struct Lanes {
+  F* x;       // (kRows, channels + extra)
+  F* y;       // (frames, channels + extra)
+  Cost* row;  // (frames,): the last row done
+};
+template <class Cost, bool kProduct>
+int64_t workspace_bytes(const DtwProblem& p) {
+  const int64_t width = p.channels + kProduct;
+  return 64 + kRows * width * static_cast<int64_t>(sizeof(F)) +
+         p.y_frames * (width * static_cast<int64_t>(sizeof(F)) + static_cast<int64_t>(sizeof(Cost)));
+}
+
+// One tile: kRows rows of x against all frames of y. edge[k] is the cost left of the first column, of the row above (k = 0) and of the
+// tile's. kChannels = 0 takes the number from the problem. Returns the least cost of the last row.
+template <class Cost, bool kProduct, int kChannels>
+EMC_INLINE Cost tile(const Lanes<Cost>& lanes, int64_t channels_given, int64_t frames, const Cost* edge) {
+  const int64_t channels = kChannels > 0 ? kChannels : channels_given;
+  const int64_t width = channels + kProduct;
+  const F* const x = lanes.x;
+  Cost left[kRows], corner = edge[0], low = constant(__builtin_inff(), Cost{});
+  for (int r = 0; r < kRows; ++r) left[r] = edge[r + 1];
+  for (int64_t s = 0; s < frames; ++s) {
+    const F* const y = lanes.y + s * width;
+    F d[kRows];
+    for (int r = 0; r < kRows; ++r) d[r] = kProduct ? x[r * width + channels] + y[channels] : F{};
+    for (int64_t c = 0; c < channels; ++c) {
+      const F v = y[c];
+      for (int r = 0; r < kRows; ++r) {
+        const F u = x[r * width + c];
+        const F gap = u - v;
+        d[r] = kProduct ? d[r] + u * v : d[r] + gap * gap;
+      }
+    }
+    Cost above = lanes.row[s], diagonal = corner;
+    corner = above;
+    for (int r = 0; r < kRows; ++r) {
+      const Cost best = least(least(left[r], diagonal), above);
+      diagonal = left[r];
+      left[r] = above = add(best, d[r]);
+    }
+    lanes.row[s] = above;
+    low = least(low, above);
+  }
+  return low;
+}
+template <class Cost, bool kProduct>
+Cost any_tile(const Lanes<Cost>& lanes, int64_t channels, int64_t frames, const Cost* edge) {
+  switch (channels) {  // the field's groups: valence and arousal, expressions, action units
+    case 2:
+      return tile<Cost, kProduct, 2>(lanes, channels, frames, edge);
+    case 8:
+      return tile<Cost, kProduct, 8>(lanes, channels, frames, edge);
+    case 15:
+      return tile<Cost, kProduct, 15>(lanes, channels, frames, edge);
+    default:
+      return tile<Cost, kProduct, 0>(lanes, channels, frames, edge);
+  }
+}
+
+template <class Cost, bool kProduct>
+void sweep(const DtwProblem& p, int64_t begin, int64_t end, void* workspace) {
+  const int64_t width = p.channels + kProduct;
+  auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) / 64 * 64);
+  Lanes<Cost> lanes;
+  lanes.x = reinterpret_cast<F*>(base);
+  lanes.y = lanes.x + kRows * width;
+  lanes.row = reinterpret_cast<Cost*>(lanes.y + p.y_frames * width);
+
+  int64_t x_length[W], y_length[W], rows = 0, frames = 0;
+  const float* x[W];
+  double bound[W];
+  for (int lane = 0; lane < W; ++lane) {
+    const int64_t pair = begin + lane < end ? begin + lane : end - 1;  // a spare lane repeats the last pair
+    const int64_t n = p.pairs[2 * pair], m = p.pairs[2 * pair + 1];
+    x[lane] = p.x + n * p.x_stride[0];
+    x_length[lane] = p.x_lengths != nullptr ? p.x_lengths[n] : p.x_frames;
+    y_length[lane] = p.y_lengths != nullptr ? p.y_lengths[m] : p.y_frames;
+    rows = rows > x_length[lane] ? rows : x_length[lane];
+    frames = frames > y_length[lane] ? frames : y_length[lane];
+    bound[lane] = p.bound != nullptr ? p.bound[pair] * p.bound[pair] * (1.0 + 0x1p-50) : __builtin_inf();
+  }
+  for (int lane = 0; lane < W; ++lane) {
+    const int64_t pair = begin + lane < end ? begin + lane : end - 1;
+    const float* const y = p.y + p.pairs[2 * pair + 1] * p.y_stride[0];
+    float* const to = reinterpret_cast<float*>(lanes.y) + lane;
+    for (int64_t s = 0; s < frames; ++s) {
+      float norm = 0.f;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        const float v = s < y_length[lane] ? y[s * p.y_stride[1] + c * p.y_stride[2]] : 0.f;  // past a lane's end: anything finite
+        to[(s * width + c) * W] = v;
+        norm += v * v;
+      }
+      if (kProduct) to[(s * width + p.channels) * W] = norm;
+    }
+  }
+  for (int64_t s = 0; s < frames; ++s) lanes.row[s] = constant(__builtin_inff(), Cost{});
+
+  // Lanes end together: a shorter x is preceded by rows at infinite distance, and its path starts in the last of these.
+  rows = (rows + kRows - 1) / kRows * kRows;
+  bool all_beyond = false;
+  for (int64_t first = 0; first < rows && !all_beyond; first += kRows) {
+    Cost edge[kRows + 1];
+    for (int k = 0; k <= kRows; ++k) edge[k] = constant(__builtin_inff(), Cost{});
+    for (int lane = 0; lane < W; ++lane) {
+      const int64_t blank = rows - x_length[lane];
+      if (first <= blank && blank <= first + kRows) set(edge[blank - first], lane, 0.0);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t t = first + r - blank;
+        float* const to = reinterpret_cast<float*>(lanes.x + r * width) + lane;
+        float norm = 0.f;
+        for (int64_t c = 0; c < p.channels; ++c) {
+          const float v = t >= 0 ? x[lane][t * p.x_stride[1] + c * p.x_stride[2]] : kProduct ? 0.f : __builtin_inff();
+          to[c * W] = kProduct ? -2.f * v : v;
+          norm += v * v;
+        }
+        if (kProduct) to[p.channels * W] = t >= 0 ? norm : __builtin_inff();
+      }
+    }
+    // blank == first + kRows belongs to the next tile's row above as well, which finds it again as its edge[0].
+    const Cost low = any_tile<Cost, kProduct>(lanes, p.channels, frames, edge);
+    all_beyond = true;
+    for (int lane = 0; lane < W; ++lane) all_beyond = all_beyond && get(low, lane) > bound[lane];
+  }
+  for (int64_t pair = begin; pair < end; ++pair) {
+    const int lane = static_cast<int>(pair - begin);
+    const double cost = get(lanes.row[y_length[lane] - 1], lane);
+    // An estimate may fall below zero by a rounding.
+    p.out[pair] = all_beyond || cost > bound[lane] ? __builtin_inf() : __builtin_sqrt(cost > 0.0 ? cost : 0.0);
+  }
+}
+
+int64_t workspace(const DtwProblem& p, bool exact) { return exact ? workspace_bytes<Double, false>(p) : workspace_bytes<Single, true>(p); }
+void run(const DtwProblem& p, bool exact, int64_t begin, int64_t end, void* memory) {
+  if (exact) {
+    sweep<Double, false>(p, begin, end, memory);
+  } else {
+    sweep<Single, true>(p, begin, end, memory);
+  }
+}
+
+}  // namespace
+
+const DtwKernels dtw_kernels = {W, workspace, run};
+
+}  // namespace emc::EMC_ISA

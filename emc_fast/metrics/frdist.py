@@ -1,0 +1,143 @@
+"""FRDist: how far a reaction is from the nearest of its appropriate listeners, under the best warping of time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..ops.dtw import dtw, estimate_error
+from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks
+
+__all__ = ["GROUPS", "frdist", "least_warped", "nearest_warped"]
+
+#: Channels and weight of each group of the published distance: valence and arousal, expressions, action units; each is warped by itself.
+#: They stand in the order in which they pay: the first is the cheapest and has by far the largest share of the sum.
+GROUPS = ((slice(15, 17), 1.0), (slice(17, 25), 1.0 / 8.0), (slice(0, 15), 1.0 / 15.0))
+_ROUNDS = (1, 4)  # candidates of a prediction that are looked at together: the best guess, a few more, the rest
+_CLIPS = 16  # clips whose candidates are gone through together
+
+
+class _Candidates:
+    """Pairs (prediction, listener) of many predictions at once, narrowed down until only what may be a nearest listener is left.
+
+    `low` is a certain lower bound of each pair's whole distance and grows as groups become known; `high` is a certain upper bound of each
+    prediction's least distance. A pair whose `low` exceeds its prediction's `high` can never be the nearest.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, pairs: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> None:
+        self.x, self.y, self.pairs, self.x_lengths, self.y_lengths = x, y, pairs, x_lengths, y_lengths
+        self.low = torch.zeros(len(pairs), dtype=torch.float64)
+        self.high = torch.full((len(x),), torch.inf, dtype=torch.float64)
+        self.norms = [max(float(v[..., channels].square().sum(dim=-1).max()) for v in (x, y)) for channels, _ in GROUPS]
+
+    def group(self, g: int, which: Tensor, *, exact: bool, bound: Tensor | None = None) -> Tensor:
+        """Weighted distance in one group of the pairs `which`."""
+        channels, weight = GROUPS[g]
+        bound = None if bound is None else bound / weight
+        x, y, pairs = self.x[..., channels], self.y[..., channels], self.pairs[which]
+        return weight * dtw(x, y, pairs, x_lengths=self.x_lengths, y_lengths=self.y_lengths, bound=bound, exact=exact)
+
+    def error(self, g: int, estimate: Tensor) -> Tensor:
+        channels, weight = GROUPS[g]
+        frames = self.x.shape[1] + self.y.shape[1]
+        return weight * estimate_error(frames, channels.stop - channels.start, self.norms[g], estimate / weight)
+
+    def estimate(self, which: Tensor, groups: tuple[int, ...]) -> None:
+        """Raise `low` of the pairs `which` by what the groups add at least; what goes beyond its prediction's `high` becomes infinite."""
+        high = self.known_high[which]
+        for g in groups:
+            alive = self.low[which] <= self.high[self.pairs[which, 0]]
+            which, high = which[alive], high[alive]
+            if not len(which):
+                return
+            room = self.high[self.pairs[which, 0]] - self.low[which]
+            bound = room + self.error(g, room) if bool(room.isfinite().all()) else None
+            value = self.group(g, which, exact=False, bound=bound)
+            error = self.error(g, torch.where(value.isinf(), 0.0, value))
+            self.low[which] += (value - error).clamp(min=0.0)
+            high = high + value + error
+        if groups[-1] == len(GROUPS) - 1:  # the whole distance is known now
+            self.high.scatter_reduce_(0, self.pairs[which, 0], high, "amin")
+        else:
+            self.known_high[which] = high
+
+    def least(self) -> Tensor:
+        """(X,) exact least distance of each prediction."""
+        everyone = torch.arange(len(self.pairs))
+        self.known_high = torch.zeros_like(self.low)
+        self.estimate(everyone, (0,))
+        # The candidates of a prediction from the most to the least promising, each with its place in that order.
+        by_low = torch.argsort(self.low, stable=True)
+        order = by_low[torch.argsort(self.pairs[by_low, 0], stable=True)]
+        owner = self.pairs[order, 0]
+        first = torch.searchsorted(owner, owner)  # where the candidates of each one's prediction begin
+        place = everyone - first
+        start = 0
+        for size in (*_ROUNDS, len(order)):
+            now = order[(place >= start) & (place < start + size)]
+            if len(now):
+                self.estimate(now, (1, 2))
+            start += size
+        # Only now the distances that count: in float64, of the nearest and of whatever an estimate cannot tell from it.
+        which = (self.low <= self.high[self.pairs[:, 0]]).nonzero()[:, 0]
+        total = torch.zeros(len(which), dtype=torch.float64)
+        for g in sorted(range(len(GROUPS)), key=lambda g: GROUPS[g][0].start):
+            total += self.group(g, which, exact=True)
+        least = torch.full((len(self.x),), torch.inf, dtype=torch.float64)
+        return least.scatter_reduce_(0, self.pairs[which, 0], total, "amin")
+
+
+def least_warped(x: Tensor, y: Tensor, pairs: Tensor, *, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None) -> Tensor:
+    """(X,): for each sequence of x (X,T,25) the least distance to the listeners y (Y,S,25) that `pairs` (P,2) names with it, exact.
+
+    The distance of two sequences is DTW(action units)/15 + DTW(valence, arousal) + DTW(expressions)/8. Distances that cannot be the least
+    are never computed to the end: see docs/metrics.md. A sequence that no pair names gets infinity.
+    """
+    return _Candidates(x, y, pairs, x_lengths, y_lengths).least()
+
+
+def nearest_warped(pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(N,K): for each draw the distance to its nearest appropriate listener. Arrays as :func:`frdist` takes them, checked by the caller."""
+    n, k = pred.shape[:2]
+    out = np.empty((n, k))
+    for part in chunks(n, _CLIPS):
+        x = torch.from_numpy(np.asarray(pred[part], dtype=np.float32)).flatten(0, 1)
+        clips, listeners = np.nonzero(appropriate[part])
+        used, columns = np.unique(listeners, return_inverse=True)
+        y = torch.from_numpy(np.asarray(target[used], dtype=np.float32))
+        rows = clips[:, None] * k + np.arange(k)
+        pairs = torch.from_numpy(np.stack([rows, np.broadcast_to(columns[:, None], rows.shape)], axis=-1).reshape(-1, 2))
+        out[part] = least_warped(x, y, pairs.to(torch.int64)).reshape(-1, k).numpy()
+    return out
+
+
+def frdist(pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, *, protocol: Protocol = "official") -> float:
+    """FRDist (lower is better): mean over clips of the draws' distance to the nearest appropriate listener.
+
+    The distance is DTW(action units)/15 + DTW(valence, arousal) + DTW(expressions)/8, three warpings of their own, each the root of the
+    least summed squared distance.
+
+    Args:
+        pred: (N,K,T,25) predicted emotion, K draws for each clip.
+        target: (N,T,25) the listeners' true emotion.
+        appropriate: (N,N) bool, entry (n,m) says that listener m's reaction suits clip n.
+        protocol: ``official`` sums over the K draws, ``fixed`` takes their mean.
+
+    Raises:
+        DataError: a wrong shape, a value that is not finite (with its place), or a clip without any appropriate listener.
+    """
+    check_protocol(protocol)
+    p = as_predictions("pred", pred)
+    g = as_clips("target", target, p)
+    a = as_appropriate(appropriate, len(p))
+    check_finite("target", g)
+    for part in chunks(len(p)):
+        check_finite("pred", p[part], part.start)
+    per_draw = nearest_warped(p, g, a)
+    per_clip = per_draw.sum(axis=1) if protocol == "official" else per_draw.mean(axis=1)
+    return math.fsum(per_clip) / len(per_clip)

@@ -1,0 +1,146 @@
+"""Dynamic time warping: the definition against tslearn's independent one, the kernels against the definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from emc_fast.errors import BackendError
+from emc_fast.ops import dtw, use_backend
+from emc_fast.ops._library import native
+from emc_fast.ops.dtw import estimate_error
+from emc_fast.ops.reference import dtw as reference
+
+
+@pytest.fixture(params=["base", "v3", "v4"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    library = native()
+    if library.problem:
+        pytest.skip(f"needs the native library: {library.problem}")
+    before = library.isa
+    try:
+        library.set_isa(request.param)
+    except BackendError:
+        pytest.skip(f"needs a processor of x86-64-{request.param}")
+    yield request.param
+    library.set_isa(before)
+
+
+def problem(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Random shapes; every fifth problem has lengths of one frame, every third sequences that are nearly the same."""
+    g = np.random.default_rng(seed)
+    n, m, t, s, c = (int(v) for v in g.integers(1, (6, 6, 40, 40, 18)))
+    x, y = (
+        torch.from_numpy(g.standard_normal((n, t, c)).astype(np.float32)),
+        torch.from_numpy(g.standard_normal((m, s, c)).astype(np.float32)),
+    )
+    if seed % 3 == 0:
+        y[:, : min(t, s)] = x[:1, : min(t, s)] + 1e-3 * y[:, : min(t, s)]
+    pairs = torch.from_numpy(np.stack([g.integers(0, n, 37), g.integers(0, m, 37)], axis=1))
+    x_lengths, y_lengths = torch.from_numpy(g.integers(1, t + 1, n)), torch.from_numpy(g.integers(1, s + 1, m))
+    if seed % 5 == 0:
+        x_lengths[0] = y_lengths[0] = 1
+    return x, y, pairs, x_lengths, y_lengths
+
+
+def test_definition_is_tslearns() -> None:
+    from tslearn.metrics import dtw as independent
+
+    x, y, pairs, x_lengths, y_lengths = problem(4)
+    ours = reference.dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    theirs = [independent(x[n, : x_lengths[n]].numpy(), y[m, : y_lengths[m]].numpy()) for n, m in pairs.tolist()]
+    torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+
+
+def test_definition_by_hand() -> None:
+    """0 1 2 against 0 2: the 1 in the middle is one away from either end, everything else fits."""
+    x, y = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[[0.0], [2.0]]])
+    assert dtw(x, y, torch.tensor([[0, 0]])).item() == 1.0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_kernel_is_the_definition(isa: str, seed: int) -> None:
+    x, y, pairs, x_lengths, y_lengths = problem(seed)
+    truth = reference.dtw(x.double(), y.double(), pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    native().set_poison(True)
+    try:
+        ours = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+        estimate = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, exact=False)
+    finally:
+        native().set_poison(False)
+    torch.testing.assert_close(ours, truth, rtol=3e-7, atol=1e-9)
+    norm = max(float(v.square().sum(-1).max()) for v in (x, y))
+    assert ((estimate - truth).abs() <= estimate_error(x.shape[1] + y.shape[1], x.shape[2], norm, estimate)).all()
+
+
+def test_constant_steps_do_not_drift(isa: str) -> None:
+    """The same distance added a thousand times: float32 sums would be off by 1e-5, and always to the same side."""
+    x, y = torch.full((1, 1000, 1), 0.3), torch.zeros((1, 1000, 1))
+    assert dtw(x, y, torch.tensor([[0, 0]])).item() == pytest.approx(math.sqrt(1000) * float(np.float32(0.3)), rel=1e-7)
+
+
+def test_result_is_the_same_in_any_company_and_any_layout(isa: str) -> None:
+    x, y, pairs, x_lengths, y_lengths = problem(8)
+    together = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    alone = torch.cat([dtw(x, y, pairs[i : i + 1], x_lengths=x_lengths, y_lengths=y_lengths) for i in range(len(pairs))])
+    assert torch.equal(together, alone)
+    strided = torch.empty((x.shape[1], x.shape[2], x.shape[0])).permute(2, 0, 1).copy_(x)
+    assert torch.equal(together, dtw(strided, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths))
+    x[:, -1] = torch.where((x_lengths == x.shape[1])[:, None], x[:, -1], torch.nan)  # beyond a length anything may stand
+    assert torch.equal(together, dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_bound_gives_infinity_only_beyond_it(isa: str, exact: bool) -> None:
+    x, y, pairs, *_ = problem(2)
+    free = dtw(x, y, pairs, exact=exact)
+    bound = free * torch.where(torch.arange(len(pairs)) % 2 == 0, 1.01, 0.5)
+    torch.testing.assert_close(dtw(x, y, pairs, bound=bound, exact=exact), torch.where(free > bound, torch.inf, free))
+    assert dtw(x, y, pairs, bound=free * 0.01, exact=exact).isinf().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    x, y, pairs, *_ = problem(7)
+    x, y = x.to(dtype), y.to(dtype)
+    torch.testing.assert_close(dtw(x, y, pairs), reference.dtw(x.double(), y.double(), pairs), rtol=3e-7, atol=1e-9)
+
+
+def test_nothing_to_do() -> None:
+    x = torch.zeros((2, 5, 3))
+    assert dtw(x, x, torch.zeros((0, 2), dtype=torch.int64)).shape == (0,)
+
+
+def test_raw_operator_is_well_declared() -> None:
+    if native().problem:
+        pytest.skip(f"needs the native library: {native().problem}")
+    x, y, pairs, x_lengths, y_lengths = problem(1)
+    torch.library.opcheck(torch.ops.emc_fast.dtw.default, (x, y, pairs, x_lengths, y_lengths, None, True))
+
+
+def test_bad_arguments_are_named() -> None:
+    x, pairs = torch.zeros((2, 5, 3)), torch.tensor([[0, 1]])
+    with pytest.raises(ValueError, match=r"x must have shape \(sequences, frames, channels\)"):
+        dtw(x[0], x, pairs)
+    with pytest.raises(ValueError, match="3 channels of x, got 2"):
+        dtw(x, x[..., :2], pairs)
+    with pytest.raises(ValueError, match="second column of pairs must be in"):
+        dtw(x, x[:1], pairs)
+    with pytest.raises(TypeError, match=r"pairs must be an int64 tensor, got torch\.float32"):
+        dtw(x, x, pairs.float())
+    with pytest.raises(ValueError, match=r"x_lengths must be in \[1, 5\]"):
+        dtw(x, x, pairs, x_lengths=torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match="x requires a gradient"):
+        dtw(x.requires_grad_(), x, pairs)
+
+
+def test_back_ends_agree() -> None:
+    x, y, pairs, *_ = problem(9)
+    with use_backend("reference"):
+        truth = dtw(x, y, pairs)
+    torch.testing.assert_close(dtw(x, y, pairs), truth, rtol=3e-7, atol=1e-9)
