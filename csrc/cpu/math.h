@@ -23,15 +23,15 @@ EMC_INLINE F round_small(F x) {
 EMC_INLINE F exp(F x) {
   const F clamped = min(max(x, splat(-104.f)), splat(89.f));  // a NaN compares false and becomes a bound; restored at the end
   const F n = round_small(clamped * 1.44269504088896341f);
-  F r = clamped - n * 0.693359375f;  // ln 2 in two parts; the first has few bits, so n times it is exact
-  r = r - n * -2.12194440e-4f;
+  F r = fma(n, -0.693359375f, clamped);  // ln 2 in two parts; the first has few bits, so n times it is exact
+  r = fma(n, 2.12194440e-4f, r);
   F p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const F y = (p * (r * r) + r) + 1.f;
+  p = fma(p, r, 1.3981999507e-3f);
+  p = fma(p, r, 8.3334519073e-3f);
+  p = fma(p, r, 4.1665795894e-2f);
+  p = fma(p, r, 1.6666665459e-1f);
+  p = fma(p, r, 5.0000001201e-1f);
+  const F y = fma(p, r * r, r) + 1.f;
 #if defined(__AVX512F__)
   const F scaled = (F)_mm512_scalef_ps((__m512)y, (__m512)n);
 #else
@@ -54,18 +54,18 @@ EMC_INLINE F log(F x) {
   const F f = (F)((shifted & 0x7fffff) + 0x3f3504f3) - 1.f;
   const F z = f * f;
   F p = splat(7.0376836292e-2f);
-  p = p * f + -1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f + -1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f + -1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f + -2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
+  p = fma(p, f, -1.1514610310e-1f);
+  p = fma(p, f, 1.1676998740e-1f);
+  p = fma(p, f, -1.2420140846e-1f);
+  p = fma(p, f, 1.4249322787e-1f);
+  p = fma(p, f, -1.6668057665e-1f);
+  p = fma(p, f, 2.0000714765e-1f);
+  p = fma(p, f, -2.4999993993e-1f);
+  p = fma(p, f, 3.3333331174e-1f);
   F y = f * z * p;
-  y = y + e * -2.12194440e-4f;
-  y = y - 0.5f * z;
-  F result = (f + y) + e * 0.693359375f;
+  y = fma(e, -2.12194440e-4f, y);
+  y = fma(z, -0.5f, y);
+  F result = fma(e, 0.693359375f, f + y);
   result = select((I)(x == __builtin_inff()), x, result);
   result = select((I)(x == 0.f), splat(-__builtin_inff()), result);
   return select((I)(x >= 0.f), result, splat(__builtin_nanf("")));
@@ -75,16 +75,16 @@ EMC_INLINE F log(F x) {
 // large.
 EMC_INLINE void sincos_turns(F u, F* sine, F* cosine) {
   const F q = round_small(u * 4.f);
-  const F x = (u - q * 0.25f) * 6.28318530717958648f;
+  const F x = fma(q, -0.25f, u) * 6.28318530717958648f;
   const F z = x * x;
   F s = splat(-1.9515295891e-4f);
-  s = s * z + 8.3321608736e-3f;
-  s = s * z + -1.6666654611e-1f;
-  s = s * z * x + x;
+  s = fma(s, z, 8.3321608736e-3f);
+  s = fma(s, z, -1.6666654611e-1f);
+  s = fma(s * z, x, x);
   F c = splat(2.443315711809948e-5f);
-  c = c * z + -1.388731625493765e-3f;
-  c = c * z + 4.166664568298827e-2f;
-  c = c * (z * z) + (1.f - 0.5f * z);
+  c = fma(c, z, -1.388731625493765e-3f);
+  c = fma(c, z, 4.166664568298827e-2f);
+  c = fma(c, z * z, fma(z, -0.5f, splat(1.f)));
   const I quarter = __builtin_convertvector(q, I);
   const I odd = (quarter & 1) != 0;
   const U sine_sign = (U)(quarter & 2) << 30, cosine_sign = (U)((quarter + 1) & 2) << 30;

@@ -9,6 +9,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "../kernels.h"
@@ -54,6 +56,22 @@ EMC_INLINE U select(I mask, U a, U b) { return mask ? a : b; }
 EMC_INLINE F max(F a, F b) { return a > b ? a : b; }
 EMC_INLINE F min(F a, F b) { return a < b ? a : b; }
 EMC_INLINE F abs(F a) { return (F)((U)a & 0x7fffffffu); }
+
+// a * b + c, rounded once where the hardware does that. The compiler contracts a plain a * b + c as well, but may do so in one copy of a
+// loop and not in another; written this way a result does not depend on which copy the strides have chosen.
+EMC_INLINE F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+  return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+EMC_INLINE F fma(F a, F b, float c) { return fma(a, b, splat(c)); }
+EMC_INLINE F fma(F a, float b, F c) { return fma(a, splat(b), c); }
 
 EMC_INLINE F sqrt(F x) {
 #if defined(__AVX512F__)

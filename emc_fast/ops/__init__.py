@@ -5,12 +5,16 @@ the functions; a module of the same name is reached by ``from emc_fast.ops.<modu
 """
 
 from ._backend import backend_report, use_backend
+from ._library import native
 from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
 from .dtw import dtw
 from .philox import draw_seed, dropout, philox_normal, philox_uniform
+from .reparameterize import reparameterize
+
+native()  # the raw operators have their kernels from here on, for exported programs too; a library that fails is explained on use
 
 __all__ = [
     "AttentionBlockWeights",
@@ -24,5 +28,6 @@ __all__ = [
     "fusion_kl_categorical",
     "philox_normal",
     "philox_uniform",
+    "reparameterize",
     "use_backend",
 ]

@@ -1,0 +1,45 @@
+"""Fixtures of the operator tests: which kernels run (`target`), how many threads, and memory that shows what was never written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from emc_fast.ops._library import native
+from emc_fast.ops._backend import use_backend
+
+from .parity import Target, targets
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _library() -> Iterator[None]:
+    library = native()
+    assert not library.problem, library.problem
+    library.set_poison(True)  # fresh outputs are NaN, so an element that a kernel forgets fails every comparison
+    yield
+    library.set_poison(False)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_threads() -> Iterator[None]:
+    """One thread unless a test asks for more, and the seed of the test's own choice."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=targets(), ids=str)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Every kernel that this build has: the CPU's, one per instruction set; on a GPU also its back ends (`-m gpu`)."""
+    chosen: Target = request.param
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    library, before = native(), native().isa
+    if chosen.isa:
+        library.set_isa(chosen.isa)
+    with use_backend(chosen.backend):
+        yield chosen
+    library.set_isa(before)
