@@ -238,8 +238,8 @@ class Face {
     const middle = 60 + 2.5 * smile - 4 * Math.max(0, c.chinUp), shift = 8 * c.mouthX + 5 * c.jawX, narrow = 1 - 0.8 * press;
     const row = (offset) => [-1, -0.72, -0.38, 0, 0.38, 0.72, 1].map((f) => {
       const s = f > 0 ? sides.L : f < 0 ? sides.R : { width: 0, corner: 0, up: (sides.L.up + sides.R.up) / 2, down: (sides.L.down + sides.R.down) / 2 };
-      const bow = middle + s.corner * Math.abs(f) ** 1.7;
-      return this.on(shift + f * s.width, bow + offset(s, f, 1 - f * f), 7);
+      const b = 1 - f * f, bow = mix(60, middle, b) + s.corner * Math.abs(f) ** 1.7;
+      return this.on(shift + f * s.width, bow + offset(s, f, b), 7);
     });
     const innerUpper = row((s, f, b) => -narrow * s.up * b), innerLower = row((s, f, b) => narrow * s.down * b ** 0.8);
     const cupid = (f) => (Math.abs(f) < 0.2 ? 0.82 : Math.abs(f) < 0.5 ? 1 : 0.62);

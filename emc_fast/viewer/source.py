@@ -108,7 +108,9 @@ def _from_directory(place: Path, clip: str | int | None, draws: Sequence[int] | 
 
 def _description(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise DataError(f"{file}: not found; the directory is not one that 'emc-fast generate' wrote (give the .npy file itself to view just that)")
+        raise DataError(
+            f"{file}: not found; the directory is not one that 'emc-fast generate' wrote (give the .npy file itself to view just that)"
+        )
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

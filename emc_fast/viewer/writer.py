@@ -77,14 +77,15 @@ def write_html(
         coefficients = _array("reaction_3dmm", reaction_3dmm, (draws, total, COEFFICIENT_DIM))[:, :frames]
     face = _mask("face_available", face_available, total)[:frames]
     speech = _mask("speech_available", speech_available, total)[:frames]
-    for name, values in (("reaction_emotion", emotion), ("reaction_3dmm", coefficients)):
-        if values is not None:
-            _finite(name, values, np.ones(frames, dtype=bool))
-    known = {}
+    everywhere = np.ones(frames, dtype=bool)
+    _finite("reaction_emotion", emotion, everywhere)
+    if coefficients is not None:
+        _finite("reaction_3dmm", coefficients, everywhere)
+    known: dict[str, npt.NDArray[Any] | None] = {"speaker_emotion": None, "speaker_3dmm": None}
     for name, given, width in (("speaker_emotion", speaker_emotion, EMOTION_DIM), ("speaker_3dmm", speaker_3dmm, COEFFICIENT_DIM)):
-        known[name] = None if given is None else _array(name, given, (total, width))[:frames]
-        if known[name] is not None:
-            _finite(name, known[name], face)
+        if given is not None:
+            known[name] = rows = _array(name, given, (total, width))[:frames]
+            _finite(name, rows, face)
 
     payload: dict[str, Any] = {
         "title": title,
