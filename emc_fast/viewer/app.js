@@ -19,7 +19,9 @@ function makeCard(host, person, id, colour, speaker) {
   card.style.setProperty("--mark", colour);
   const stand = document.createElement("div");
   stand.className = "host";
-  const caption = document.createElement("figcaption"), name = document.createElement("span"), mood = document.createElement("span");
+  const caption = document.createElement("figcaption"),
+    name = document.createElement("span"),
+    mood = document.createElement("span");
   name.className = "name";
   name.textContent = person.name;
   mood.className = "mood";
@@ -50,8 +52,11 @@ if (speakerCard) {
 function drawCard({ face, mood, person, card }) {
   if (card.hidden) return;
   const missing = !person.knows(state.frame);
-  face.update(missing ? restingControls() : controlsOf(person, state.frame, state.source),
-    missing ? { pitch: 0, yaw: 0, roll: 0, x: 0, y: 0, scale: 1 } : poseOf(person, state.frame, state.source), missing);
+  face.update(
+    missing ? restingControls() : controlsOf(person, state.frame, state.source),
+    missing ? { pitch: 0, yaw: 0, roll: 0, x: 0, y: 0, scale: 1 } : poseOf(person, state.frame, state.source),
+    missing,
+  );
   face.parts["veil-label"].textContent = inRuns(clip.missing.face, state.frame) ? "face missing" : "face not recorded";
   const feeling = !missing && person.emotion ? moodOf(person.emotion.at(state.frame)) : null;
   mood.textContent = feeling ? `${feeling.name} ${feeling.value.toFixed(2)}` : "";
@@ -70,7 +75,8 @@ function drawFrame() {
   }
   reactionCards.forEach(drawCard);
   drawPlane(el("plane"), colours, clip, state.frame, people().reverse());
-  const seconds = state.frame / clip.fps, text = `${seconds.toFixed(2)} s · frame ${state.frame} of ${clip.frames}`;
+  const seconds = state.frame / clip.fps,
+    text = `${seconds.toFixed(2)} s · frame ${state.frame} of ${clip.frames}`;
   el("scrub").value = state.frame;
   el("scrub").setAttribute("aria-valuetext", text);
   el("clock").textContent = text;
@@ -94,32 +100,62 @@ function buildTracks() {
   panel.replaceChildren();
   tracks = [];
   const add = (options, draw) => tracks.push({ track: new Track(panel, options), draw, options });
-  add({
-    kind: "inputs-track", name: "Inputs", height: 60, label: "Frames in which the speaker's face and speech were available, over time",
-    rows: [{ text: "face", top: 1, height: 14 }, { text: "speech", top: 21, height: 14 }],
-  }, (track) => drawInputs(track, colours, clip, span));
+  add(
+    {
+      kind: "inputs-track",
+      name: "Inputs",
+      height: 60,
+      label: "Frames in which the speaker's face and speech were available, over time",
+      rows: [
+        { text: "face", top: 1, height: 14 },
+        { text: "speech", top: 21, height: 14 },
+      ],
+    },
+    (track) => drawInputs(track, colours, clip, span),
+  );
   for (const channel of [VALENCE, AROUSAL]) {
     const word = CHANNELS[channel][0];
-    add({
-      kind: "curves", name: word[0].toUpperCase() + word.slice(1), height: 64, label: `${word} over time, from -1 to 1`,
-      rows: [{ text: "1", top: 1, height: 12 }, { text: "0", top: 26, height: 12 }, { text: "−1", top: 51, height: 12 }],
-    }, (track) => drawCurves(track, colours, clip, span, channel, people()));
+    add(
+      {
+        kind: "curves",
+        name: word[0].toUpperCase() + word.slice(1),
+        height: 64,
+        label: `${word} over time, from -1 to 1`,
+        rows: [
+          { text: "1", top: 1, height: 12 },
+          { text: "0", top: 26, height: 12 },
+          { text: "−1", top: 51, height: 12 },
+        ],
+      },
+      (track) => drawCurves(track, colours, clip, span, channel, people()),
+    );
   }
-  const rowHeight = state.shown.size > 3 ? 8 : 11, layout = stripLayout(rowHeight);
+  const rowHeight = state.shown.size > 3 ? 8 : 11,
+    layout = stripLayout(rowHeight);
   for (const { person, index } of people()) {
     if (!person.emotion && index === undefined) continue;
     const rows = [];
     for (const { from, to, top } of layout.blocks) {
       for (let row = from; row < to; row++) {
         /* At eight pixels a row there is room for every other label. */
-        if (rowHeight > 8 || (row - from) % 2 === 0) rows.push({ text: CHANNELS[row][0], top: top + (row - from) * rowHeight, height: rowHeight });
+        if (rowHeight > 8 || (row - from) % 2 === 0)
+          rows.push({ text: CHANNELS[row][0], top: top + (row - from) * rowHeight, height: rowHeight });
       }
     }
-    add({
-      kind: rowHeight > 8 ? "strip" : "strip dense", name: person.name, height: layout.height, rows, person, layout, rowHeight,
-      colour: index === undefined ? "var(--speaker)" : `var(--draw-${index % 10})`,
-      label: `${person.name}: heat strip of ${CHANNELS.length} attributes over ${clip.frames} frames`,
-    }, (track) => drawStrip(track, colours, clip, span, person, layout, rowHeight));
+    add(
+      {
+        kind: rowHeight > 8 ? "strip" : "strip dense",
+        name: person.name,
+        height: layout.height,
+        rows,
+        person,
+        layout,
+        rowHeight,
+        colour: index === undefined ? "var(--speaker)" : `var(--draw-${index % 10})`,
+        label: `${person.name}: heat strip of ${CHANNELS.length} attributes over ${clip.frames} frames`,
+      },
+      (track) => drawStrip(track, colours, clip, span, person, layout, rowHeight),
+    );
   }
 }
 
@@ -135,7 +171,8 @@ function refresh() {
   /* Up to three reactions stand beside the speaker in the same size; more share the room on two rows. */
   const speaker = !clip.speaker ? "" : n > 3 ? "minmax(190px, 0.34fr) " : "minmax(0, 1fr) ";
   el("stage").style.setProperty("--stage", `${speaker}minmax(0, ${n > 3 ? 1 : n}fr) minmax(210px, ${n > 3 ? 0.34 : 1}fr)`);
-  for (const button of el("draws").querySelectorAll("[data-draw]")) button.setAttribute("aria-pressed", state.shown.has(Number(button.dataset.draw)));
+  for (const button of el("draws").querySelectorAll("[data-draw]"))
+    button.setAttribute("aria-pressed", state.shown.has(Number(button.dataset.draw)));
   buildTracks();
   span.follow(state.frame, state.zoom ? Math.round(state.zoom * clip.fps) : clip.frames);
   drawTracks();
@@ -183,7 +220,8 @@ function pause() {
   if (sound) sound.pause();
   showPlaying();
   const moods = people().filter(({ person }) => person.emotion && person.knows(state.frame));
-  el("announce").textContent = `Paused at ${(state.frame / clip.fps).toFixed(1)} s. ` +
+  el("announce").textContent =
+    `Paused at ${(state.frame / clip.fps).toFixed(1)} s. ` +
     moods.map(({ person }) => `${person.name}: ${moodOf(person.emotion.at(state.frame)).name}.`).join(" ");
 }
 
@@ -212,7 +250,9 @@ function tick(now) {
 }
 
 function showPlaying() {
-  el("play").querySelector("path").setAttribute("d", state.playing ? "M6 4h4v16H6zM14 4h4v16h-4z" : "M7 3.5v17l14-8.5z");
+  el("play")
+    .querySelector("path")
+    .setAttribute("d", state.playing ? "M6 4h4v16H6zM14 4h4v16h-4z" : "M7 3.5v17l14-8.5z");
   el("play").setAttribute("aria-label", state.playing ? "Pause" : "Play");
 }
 
@@ -244,14 +284,18 @@ el("mute").addEventListener("click", () => {
 
 function keydown(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const on = event.target, second = Math.max(1, Math.round(clip.fps));
+  const on = event.target,
+    second = Math.max(1, Math.round(clip.fps));
   if (on.tagName === "SELECT") return;
   const step = event.shiftKey ? second : 1;
   const keys = {
     " ": () => (on.tagName === "BUTTON" ? false : state.playing ? pause() : play()),
-    ArrowLeft: () => seek(state.frame - step), ArrowRight: () => seek(state.frame + step),
-    Home: () => seek(0), End: () => seek(clip.frames - 1),
-    a: showAll, m: () => sound && el("mute").click(),
+    ArrowLeft: () => seek(state.frame - step),
+    ArrowRight: () => seek(state.frame + step),
+    Home: () => seek(0),
+    End: () => seek(clip.frames - 1),
+    a: showAll,
+    m: () => sound && el("mute").click(),
   };
   const action = /^[0-9]$/.test(event.key) ? () => toggle(Number(event.key)) : keys[event.key];
   if (action && action() !== false) event.preventDefault();
@@ -267,7 +311,8 @@ function frameUnder(event) {
 function describe(event, frame) {
   const hit = tracks.find(({ track }) => track.canvas === event.target && track.element.classList.contains("strip"));
   if (!hit || !hit.options.person.knows(frame)) return "";
-  const y = event.clientY - hit.track.canvas.getBoundingClientRect().top, { layout, rowHeight, person } = hit.options;
+  const y = event.clientY - hit.track.canvas.getBoundingClientRect().top,
+    { layout, rowHeight, person } = hit.options;
   const block = layout.blocks.find(({ from, to, top }) => y >= top && y < top + (to - from) * rowHeight);
   if (!block || !person.emotion) return "";
   const row = block.from + Math.floor((y - block.top) / rowHeight);
@@ -285,7 +330,8 @@ el("timeline").addEventListener("pointerdown", (event) => {
 el("timeline").addEventListener("pointermove", (event) => {
   const { frame, inside } = frameUnder(event);
   if (dragging && frame !== state.frame) seek(frame);
-  const text = dragging || !inside ? "" : describe(event, frame), tip = el("readout");
+  const text = dragging || !inside ? "" : describe(event, frame),
+    tip = el("readout");
   tip.style.display = text ? "block" : "none";
   if (!text) return;
   tip.textContent = text;
@@ -318,20 +364,27 @@ el("draws").hidden = clip.reactions.length < 2;
 
 function buildLegend() {
   const css = (stops) => `linear-gradient(90deg, ${stops.join(", ")})`;
-  const entries = [["ramp", "AU, expression 0 to 1", css(colours.stops.sequential)], ["ramp", "valence, arousal −1 to 1", css(colours.stops.diverging)]];
+  const entries = [
+    ["ramp", "AU, expression 0 to 1", css(colours.stops.sequential)],
+    ["ramp", "valence, arousal −1 to 1", css(colours.stops.diverging)],
+  ];
   if (clip.missing.face.length) entries.push(["no-face", "face missing", ""]);
   if (clip.missing.speech.length) entries.push(["no-speech", "speech missing", ""]);
-  el("legend").replaceChildren(...entries.map(([kind, text, background]) => {
-    const item = document.createElement("li"), swatch = document.createElement("span");
-    swatch.className = `swatch ${kind}`;
-    if (background) swatch.style.background = background;
-    item.append(swatch, text);
-    return item;
-  }));
+  el("legend").replaceChildren(
+    ...entries.map(([kind, text, background]) => {
+      const item = document.createElement("li"),
+        swatch = document.createElement("span");
+      swatch.className = `swatch ${kind}`;
+      if (background) swatch.style.background = background;
+      item.append(swatch, text);
+      return item;
+    }),
+  );
 }
 
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
-el("facts").textContent = `${(clip.frames / clip.fps).toFixed(1)} s · ${plural(clip.frames, "frame")} at ${Number(clip.fps.toFixed(3))} fps · ` +
+el("facts").textContent =
+  `${(clip.frames / clip.fps).toFixed(1)} s · ${plural(clip.frames, "frame")} at ${Number(clip.fps.toFixed(3))} fps · ` +
   `${plural(clip.reactions.length, "reaction")}${hasShape ? "" : " · no 3DMM: faces from action units"}`;
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
@@ -354,4 +407,17 @@ showPlaying();
 refresh();
 
 /* For scripts that steer the page, such as a recording of a talk's figure: emcView.seek(100), emcView.play(). */
-window.emcView = { seek, play, pause, toggle, showAll, get frame() { return state.frame; }, get playing() { return state.playing; }, clip };
+window.emcView = {
+  seek,
+  play,
+  pause,
+  toggle,
+  showAll,
+  get frame() {
+    return state.frame;
+  },
+  get playing() {
+    return state.playing;
+  },
+  clip,
+};

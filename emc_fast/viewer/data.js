@@ -1,15 +1,36 @@
 /* The page's data: names of the channels, and the streams as they were packed (channel after channel, quantised). */
 
 const CHANNELS = [
-  ["AU1", "inner brow raiser"], ["AU2", "outer brow raiser"], ["AU4", "brow lowerer"], ["AU6", "cheek raiser"],
-  ["AU7", "lid tightener"], ["AU9", "nose wrinkler"], ["AU10", "upper lip raiser"], ["AU12", "lip corner puller"],
-  ["AU14", "dimpler"], ["AU15", "lip corner depressor"], ["AU17", "chin raiser"], ["AU23", "lip tightener"],
-  ["AU24", "lip pressor"], ["AU25", "lips part"], ["AU26", "jaw drop"],
-  ["valence", "unpleasant to pleasant"], ["arousal", "calm to excited"],
-  ["neutral", "expression"], ["happy", "expression"], ["sad", "expression"], ["surprise", "expression"],
-  ["fear", "expression"], ["disgust", "expression"], ["anger", "expression"], ["contempt", "expression"],
+  ["AU1", "inner brow raiser"],
+  ["AU2", "outer brow raiser"],
+  ["AU4", "brow lowerer"],
+  ["AU6", "cheek raiser"],
+  ["AU7", "lid tightener"],
+  ["AU9", "nose wrinkler"],
+  ["AU10", "upper lip raiser"],
+  ["AU12", "lip corner puller"],
+  ["AU14", "dimpler"],
+  ["AU15", "lip corner depressor"],
+  ["AU17", "chin raiser"],
+  ["AU23", "lip tightener"],
+  ["AU24", "lip pressor"],
+  ["AU25", "lips part"],
+  ["AU26", "jaw drop"],
+  ["valence", "unpleasant to pleasant"],
+  ["arousal", "calm to excited"],
+  ["neutral", "expression"],
+  ["happy", "expression"],
+  ["sad", "expression"],
+  ["surprise", "expression"],
+  ["fear", "expression"],
+  ["disgust", "expression"],
+  ["anger", "expression"],
+  ["contempt", "expression"],
 ];
-const AU_COUNT = 15, VALENCE = 15, AROUSAL = 16, EXPRESSIONS = 17;
+const AU_COUNT = 15,
+  VALENCE = 15,
+  AROUSAL = 16,
+  EXPRESSIONS = 17;
 
 /* The first 52 of the 58 3DMM coefficients, by their ARKit names. Left and right are the person's own. */
 const COEFFICIENTS = (
@@ -76,8 +97,10 @@ class Person {
 
   /* Mean of an emotion channel over the known frames in [from, to), which one column of a strip stands for; NaN if there are none. */
   mean(channel, from, to) {
-    let sum = 0, count = 0;
-    const { codes, frames, lo, step } = this.emotion, base = channel * frames;
+    let sum = 0,
+      count = 0;
+    const { codes, frames, lo, step } = this.emotion,
+      base = channel * frames;
     for (let t = from; t < to; t++) {
       if (this.unknown[t]) continue;
       sum += codes[base + t];
@@ -89,10 +112,12 @@ class Person {
 
 /* Is `frame` inside one of the sorted runs [start, end)? */
 function inRuns(runs, frame) {
-  let low = 0, high = runs.length;
+  let low = 0,
+    high = runs.length;
   while (low < high) {
     const mid = (low + high) >> 1;
-    if (runs[mid][1] <= frame) low = mid + 1; else high = mid;
+    if (runs[mid][1] <= frame) low = mid + 1;
+    else high = mid;
   }
   return low < runs.length && runs[low][0] <= frame;
 }

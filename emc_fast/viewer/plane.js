@@ -3,12 +3,15 @@
 const TRAIL_SECONDS = 2;
 
 function drawPlane(canvas, colours, clip, frame, people) {
-  const ratio = Math.min(devicePixelRatio || 1, 2), size = canvas.clientWidth;
+  const ratio = Math.min(devicePixelRatio || 1, 2),
+    size = canvas.clientWidth;
   if (size < 60) return; /* hidden, or no room for anything legible */
   canvas.width = canvas.height = Math.round(size * ratio);
   const pen = canvas.getContext("2d");
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  const pad = 16, middle = size / 2, reach = middle - pad;
+  const pad = 16,
+    middle = size / 2,
+    reach = middle - pad;
   const place = (valence, arousal) => [middle + reach * clamp(valence, -1, 1), middle - reach * clamp(arousal, -1, 1)];
 
   pen.fillStyle = colours.well;
@@ -31,7 +34,12 @@ function drawPlane(canvas, colours, clip, frame, people) {
 
   pen.fillStyle = colours.muted;
   pen.font = `${size < 220 ? 9.5 : 11}px system-ui, sans-serif`;
-  const corner = [["tense", 0.14, 0.13], ["excited", 0.86, 0.13], ["gloomy", 0.14, 0.9], ["calm", 0.86, 0.9]];
+  const corner = [
+    ["tense", 0.14, 0.13],
+    ["excited", 0.86, 0.13],
+    ["gloomy", 0.14, 0.9],
+    ["calm", 0.86, 0.9],
+  ];
   pen.textAlign = "center";
   for (const [word, x, y] of corner) pen.fillText(word, x * size, y * size);
   pen.textAlign = "right";
@@ -62,7 +70,8 @@ function drawPlane(canvas, colours, clip, frame, people) {
     pen.lineWidth = 2;
     pen.beginPath();
     /* The speaker is a square, so that the difference does not hang on colour. */
-    if (bold) pen.rect(x - 5, y - 5, 10, 10); else pen.arc(x, y, 5.5, 0, 2 * Math.PI);
+    if (bold) pen.rect(x - 5, y - 5, 10, 10);
+    else pen.arc(x, y, 5.5, 0, 2 * Math.PI);
     pen.fill();
     pen.stroke();
   }

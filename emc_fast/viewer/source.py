@@ -129,8 +129,8 @@ def _speaker_from_tree(found: Clip, tree: Path, about: dict[str, Any]) -> None:
     from ..data import REACTDataset
 
     # Reactions with the mean face added are absolute, and then so must the speaker be: nothing is subtracted.
-    options = {"mean_face": np.zeros(COEFFICIENT_DIM, np.float32)} if about["mean_face_added"] else {}
-    corpus = REACTDataset(tree, about["source"].get("split", "val"), progress=False, **options)
+    mean = np.zeros(COEFFICIENT_DIM, np.float32) if about["mean_face_added"] else None
+    corpus = REACTDataset(tree, about["source"].get("split", "val"), progress=False, mean_face=mean)
     other = f"{tree} is not the corpus that the reactions were made from; say which is with --data"
     if len(corpus) <= found.index:
         raise DataError(f"{tree}: has {len(corpus)} clips, clip {found.index} ({found.name}) is wanted; {other}")

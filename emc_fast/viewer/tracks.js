@@ -17,7 +17,8 @@ function ramp(stops) {
   const rgb = stops.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   const table = new Uint8ClampedArray(256 * 4);
   for (let i = 0; i < 256; i++) {
-    const place = (i / 255) * (rgb.length - 1), k = Math.min(rgb.length - 2, Math.floor(place));
+    const place = (i / 255) * (rgb.length - 1),
+      k = Math.min(rgb.length - 2, Math.floor(place));
     for (let j = 0; j < 3; j++) table[4 * i + j] = mix(rgb[k][j], rgb[k + 1][j], place - k);
     table[4 * i + 3] = 255;
   }
@@ -30,16 +31,25 @@ function palette() {
   const colour = (name) => css.getPropertyValue(name).trim();
   const ramps = RAMPS[dark ? "dark" : "light"];
   return {
-    sequential: ramp(ramps.sequential), diverging: ramp(ramps.diverging), stops: ramps,
-    ink: colour("--ink"), muted: colour("--muted"), rule: colour("--rule"), empty: colour("--empty"), well: colour("--well"),
-    face: colour("--no-face"), speech: colour("--no-speech"), speaker: colour("--speaker"),
+    sequential: ramp(ramps.sequential),
+    diverging: ramp(ramps.diverging),
+    stops: ramps,
+    ink: colour("--ink"),
+    muted: colour("--muted"),
+    rule: colour("--rule"),
+    empty: colour("--empty"),
+    well: colour("--well"),
+    face: colour("--no-face"),
+    speech: colour("--no-speech"),
+    speaker: colour("--speaker"),
     draws: Array.from({ length: 10 }, (_, i) => colour(`--draw-${i}`)),
   };
 }
 
 /* Diagonal hatch, leaning one way for the face and the other way for speech, so that both can lie over each other. */
 function hatch(context, colour, lean, ratio) {
-  const size = Math.round(8 * ratio), tile = document.createElement("canvas");
+  const size = Math.round(8 * ratio),
+    tile = document.createElement("canvas");
   tile.width = tile.height = size;
   const pen = tile.getContext("2d");
   pen.strokeStyle = colour;
@@ -124,10 +134,14 @@ class Track {
 
   /* Shade the frames in which a modality was missing. */
   shade(pen, colours, clip, span, top, height) {
-    for (const [key, lean] of [["face", 1], ["speech", -1]]) {
+    for (const [key, lean] of [
+      ["face", 1],
+      ["speech", -1],
+    ]) {
       const pattern = hatch(pen, colours[key], lean, this.ratio);
       for (const [start, end] of clip.missing[key]) {
-        const x0 = clamp(span.x(start, this.width), 0, this.width), x1 = clamp(span.x(end, this.width), 0, this.width);
+        const x0 = clamp(span.x(start, this.width), 0, this.width),
+          x1 = clamp(span.x(end, this.width), 0, this.width);
         if (x1 <= x0) continue;
         const wide = Math.max(x1 - x0, 1);
         pen.globalAlpha = 0.1;
@@ -147,7 +161,12 @@ class Track {
 
 /* Where the 25 rows of a heat strip lie: three groups, a little apart. */
 function stripLayout(rowHeight) {
-  const gap = 4, groups = [[0, AU_COUNT], [VALENCE, EXPRESSIONS], [EXPRESSIONS, CHANNELS.length]];
+  const gap = 4,
+    groups = [
+      [0, AU_COUNT],
+      [VALENCE, EXPRESSIONS],
+      [EXPRESSIONS, CHANNELS.length],
+    ];
   const blocks = groups.map(([from, to], i) => ({ from, to, top: from * rowHeight + i * gap }));
   return { blocks, height: CHANNELS.length * rowHeight + 2 * gap };
 }
@@ -186,7 +205,8 @@ function drawStrip(track, colours, clip, span, person, layout, rowHeight) {
 
 /* One of valence and arousal over time, the speaker and every shown reaction in its colour. */
 function drawCurves(track, colours, clip, span, channel, people) {
-  const pen = track.open(), pad = 7;
+  const pen = track.open(),
+    pad = 7;
   const y = (value) => mix(track.height - pad, pad, (clamp(value, -1, 1) + 1) / 2);
   pen.fillStyle = colours.well;
   pen.fillRect(0, 0, track.width, track.height);
@@ -216,8 +236,10 @@ function drawCurves(track, colours, clip, span, channel, people) {
         down = false;
         continue;
       }
-      const px = span.x((t + end) / 2, track.width), py = y(value);
-      if (down) pen.lineTo(px, py); else pen.moveTo(px, py);
+      const px = span.x((t + end) / 2, track.width),
+        py = y(value);
+      if (down) pen.lineTo(px, py);
+      else pen.moveTo(px, py);
       down = true;
     }
     pen.stroke();
@@ -226,7 +248,11 @@ function drawCurves(track, colours, clip, span, channel, people) {
 
 /* What the model had to go by: a bar for the face, a bar (or the voice's loudness) for speech, and the time scale below. */
 function drawInputs(track, colours, clip, span) {
-  const pen = track.open(), rows = [["face", 0], ["speech", 20]];
+  const pen = track.open(),
+    rows = [
+      ["face", 0],
+      ["speech", 20],
+    ];
   for (const [key, top] of rows) {
     pen.fillStyle = colours.speaker;
     pen.globalAlpha = 0.28;
@@ -234,7 +260,8 @@ function drawInputs(track, colours, clip, span) {
       pen.globalAlpha = 0.75;
       const columns = Math.round(track.width);
       for (let x = 0; x < columns; x++) {
-        const start = span.frame(x / columns), end = Math.max(start + 1, span.frame((x + 1) / columns));
+        const start = span.frame(x / columns),
+          end = Math.max(start + 1, span.frame((x + 1) / columns));
         let loud = 0;
         for (let t = start; t < end; t++) loud = Math.max(loud, clip.level[t]);
         const high = Math.max(1, 16 * Math.sqrt(loud / 255));
@@ -245,13 +272,15 @@ function drawInputs(track, colours, clip, span) {
     }
     pen.globalAlpha = 1;
     for (const [start, end] of clip.missing[key]) {
-      const x0 = span.x(start, track.width), wide = Math.max(1, span.x(end, track.width) - x0);
+      const x0 = span.x(start, track.width),
+        wide = Math.max(1, span.x(end, track.width) - x0);
       pen.clearRect(x0, top, wide, 16);
     }
     const only = { missing: { face: [], speech: [], [key]: clip.missing[key] } };
     track.shade(pen, colours, only, span, top + 1, 14);
   }
-  const seconds = (span.to - span.from) / clip.fps, room = Math.max(2, track.width / 80);
+  const seconds = (span.to - span.from) / clip.fps,
+    room = Math.max(2, track.width / 80);
   const step = [0.04, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800].find((s) => seconds / s <= room) || 3600;
   pen.fillStyle = pen.strokeStyle = colours.muted;
   pen.font = "11px system-ui, sans-serif";

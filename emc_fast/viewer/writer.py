@@ -21,7 +21,8 @@ from ..errors import DataError
 from .pack import COEFFICIENT_DIM, EMOTION_DIM, missing_runs, pack_audio, pack_stream
 
 # In the order in which they build on each other; they share one function scope on the page.
-_SCRIPTS = ("data.js", "controls.js", "face.js", "tracks.js", "plane.js", "app.js")
+_SCRIPTS = ("data.js", "controls.js", "face.js", "features.js", "tracks.js", "plane.js", "app.js")
+_STYLES = ("style.css", "face.css", "tracks.css")
 
 
 def write_html(
@@ -107,8 +108,7 @@ def write_html(
 def _page(payload: dict[str, Any], title: str) -> str:
     """Fill the page's template."""
     here = resources.files(__package__)
-    style = here.joinpath("style.css").read_text(encoding="utf-8")
-    body = "\n".join(here.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    style, body = ("\n".join(here.joinpath(name).read_text(encoding="utf-8") for name in names) for names in (_STYLES, _SCRIPTS))
     script = f'\n(function () {{\n"use strict";\n{body}}})();\n'
     # "<" never occurs in the data block, so no name in it can close the block or open a comment.
     data = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

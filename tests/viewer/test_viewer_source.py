@@ -172,3 +172,57 @@ def test_importing_the_command_is_cheap():
     script = "import sys, emc_fast.cli.view; print(sorted({'torch', 'numpy', 'soundfile'} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    from emc_fast.data import synthesize_corpus
+
+    return synthesize_corpus(tmp_path_factory.mktemp("corpus") / "tree", train=1, val=2, test=0, frames=40, neighbours=1)
+
+
+@pytest.fixture
+def reacted(tree, tmp_path):
+    """A generation from the validation split, the second clip's face withheld for ten frames."""
+    from emc_fast.data import REACTDataset
+
+    corpus = REACTDataset(tree, "val", progress=False)
+    face = np.ones((len(corpus), 40), bool)
+    face[1, 10:20] = False
+    np.save(tmp_path / "prediction_emotion.npy", np.zeros((len(corpus), 2, 40, 25), np.float32))
+    np.save(tmp_path / "face_available.npy", face)
+    about = {"names": [str(corpus[i]["name"]) for i in range(len(corpus))], "lengths": [40] * len(corpus), "fps": 25}
+    about |= {"source": {"data": str(tree), "split": "val"}, "mean_face_added": True}
+    (tmp_path / "generation.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_speaker_from_the_corpus(tree, reacted, absolute):
+    from emc_fast.data import REACTDataset
+
+    about = json.loads((reacted / "generation.json").read_text()) | {"mean_face_added": absolute}
+    (reacted / "generation.json").write_text(json.dumps(about))
+    found = load_clip(reacted, clip=1)
+    sample = REACTDataset(tree, "val", progress=False)[1]
+    assert (found.speaker_emotion == sample["face_emotion"].numpy()).all()
+    raw = REACTDataset(tree, "val", progress=False, mean_face=np.zeros(58, np.float32))[1]["face"].numpy()
+    expected = raw if absolute else sample["face"].numpy()
+    assert found.speaker_3dmm == pytest.approx(expected, abs=1e-6)
+    assert found.face_available.sum() == 30
+    code, _ = run(reacted, "--clip", "1", "-o", reacted / "page.html")
+    assert code == 0
+    assert '"missing":{"face":[[10,20]],"speech":[]}' in (reacted / "page.html").read_text()
+
+
+def test_another_corpus_is_refused(tree, reacted, tmp_path):
+    about = json.loads((reacted / "generation.json").read_text())
+    about["names"][0] = "NoXI/elsewhere/Expert_video/1"
+    (reacted / "generation.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"its clip 0 is .*, the reactions are to NoXI/elsewhere"):
+        load_clip(reacted)
+    about["source"]["data"] = "/nowhere"
+    about["lengths"][1] = 39
+    (reacted / "generation.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="has 40 frames, the reactions have 39"):
+        load_clip(reacted, clip=1, data=tree)
