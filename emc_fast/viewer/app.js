@@ -196,8 +196,22 @@ function showAll() {
 function seek(frame) {
   state.frame = clamp(Math.round(frame), 0, clip.frames - 1);
   if (clock) clock = { at: performance.now(), frame: state.frame };
-  if (sound) sound.currentTime = Math.min(state.frame / clip.fps, sound.duration || 0);
+  followSound();
   drawFrame();
+}
+
+/* Puts the sound where the playhead is. Behind its end it must rest: a finished sound that is told to play begins again. */
+function followSound() {
+  if (!sound) return;
+  const time = state.frame / clip.fps;
+  if (!state.playing || time >= sound.duration) {
+    sound.pause();
+    return;
+  }
+  sound.currentTime = time;
+  sound.playbackRate = state.speed;
+  /* A browser may refuse sound; the faces play on without it. */
+  sound.play().catch(() => {});
 }
 
 function play() {
@@ -205,11 +219,7 @@ function play() {
   if (state.frame >= clip.frames - 1) seek(0);
   state.playing = true;
   clock = { at: performance.now(), frame: state.frame };
-  if (sound) {
-    sound.playbackRate = state.speed;
-    /* A browser may refuse sound; the faces play on without it. */
-    sound.play().catch(() => {});
-  }
+  followSound();
   showPlaying();
   requestAnimationFrame(tick);
 }
@@ -217,7 +227,7 @@ function play() {
 function pause() {
   state.playing = false;
   clock = null;
-  if (sound) sound.pause();
+  followSound();
   showPlaying();
   const moods = people().filter(({ person }) => person.emotion && person.knows(state.frame));
   el("announce").textContent =

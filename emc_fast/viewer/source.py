@@ -115,11 +115,13 @@ def _description(file: Path) -> dict[str, Any]:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error}); generate the reactions again") from error
-    names, lengths = about.get("names") if isinstance(about, dict) else None, about.get("lengths") if isinstance(about, dict) else None
+    about = {"fps": 25.0, "source": {}, "mean_face_added": False} | (about if isinstance(about, dict) else {})
+    names, lengths = about.get("names"), about.get("lengths")
     if not (isinstance(names, list) and isinstance(lengths, list) and names and len(names) == len(lengths)):
         raise DataError(f"{file}: takes 'names' and 'lengths', one of each per clip; generate the reactions again")
-    defaults: dict[str, Any] = {"fps": 25.0, "source": {}, "mean_face_added": False}
-    return defaults | about | {"names": [str(name) for name in names], "lengths": [int(length) for length in lengths]}
+    if not (all(isinstance(n, str) for n in names) and all(isinstance(n, int) for n in lengths) and isinstance(about["source"], dict)):
+        raise DataError(f"{file}: takes texts as names, integers as lengths and a mapping as source; generate the reactions again")
+    return about
 
 
 def _speaker_from_tree(found: Clip, tree: Path, about: dict[str, Any]) -> None:

@@ -250,8 +250,7 @@ def test_without_a_face_in_the_whole_clip(show, clip):
     assert page.complaints() == []
 
 
-@pytest.mark.parametrize("draws", [1, 10])
-@pytest.mark.parametrize(("width", "dark"), [(1100, False), (1920, True), (390, False)])
+@pytest.mark.parametrize(("draws", "width", "dark"), [(10, 1100, False), (1, 1920, True), (10, 390, False), (1, 390, True)])
 def test_fits_any_number_of_draws_and_widths(show, draws, width, dark):
     page = show(**make_clip(draws), width=width, dark=dark)
     page.run("if (arguments[0] > 1) emcView.showAll()", draws)
@@ -303,6 +302,19 @@ def test_sound_plays_with_the_faces(show, clip):
     page.key(Keys.SPACE)
     WebDriverWait(page.driver, 8).until(lambda _: page.frame > 10)
     page.key(Keys.SPACE)
+    assert page.complaints() == []
+
+
+def test_playing_on_behind_the_end_of_the_sound(show, clip):
+    page = show(**clip, audio=tone(1.0))
+    page.seek(60)
+    page.key(Keys.SPACE)
+    WebDriverWait(page.driver, 5).until(lambda _: page.frame != 60)
+    assert page.frame > 60
+    page.seek(5)
+    WebDriverWait(page.driver, 5).until(lambda _: page.frame != 5)
+    page.key(Keys.SPACE)
+    assert 5 < page.frame < 60
     assert page.complaints() == []
 
 

@@ -98,6 +98,7 @@ def test_an_ambiguous_end_of_a_name(generation):
         (lambda d: (d / "generation.json").unlink(), "generation.json: not found"),
         (lambda d: (d / "generation.json").write_text("{"), "cannot be read as JSON"),
         (lambda d: (d / "generation.json").write_text("[]"), "takes 'names' and 'lengths'"),
+        (lambda d: (d / "generation.json").write_text('{"names": ["a"], "lengths": ["x"]}'), "integers as lengths"),
         (lambda d: (d / "prediction_emotion.npy").unlink(), "prediction_emotion.npy: not found"),
         (lambda d: (d / "prediction_emotion.npy").write_bytes(b"junk"), "cannot be read as an npy array"),
         (
