@@ -17,6 +17,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+from emc_fast._sources import digest  # noqa: E402  (an isolated build does not have the source tree on its path)
 
 
 def cmake_program() -> str:
@@ -41,7 +43,7 @@ class BuildNative(build_ext):
         staging = work / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         configure = [cmake_program(), "-S", str(ROOT), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
-        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DEMC_STAGING={staging}"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DEMC_STAGING={staging}", f"-DEMC_SOURCES={digest()}"]
         if ninja := shutil.which("ninja"):
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         try:

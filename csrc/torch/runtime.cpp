@@ -54,7 +54,7 @@ bool poison_memory() { return poison.load(std::memory_order_relaxed); }
 
 // Found by a search for its first words, without loading the file; emc_fast/ops/_library.py compares it with what it expects.
 EMC_EXPORT const char emc_fast_stamp[] = "emc_fast native library|version=" EMC_VERSION "|interface=1|processor=" EMC_PROCESSOR
-                                         "|isas=" EMC_ISA_LIST "|compiler=" EMC_COMPILER "|cuda=" EMC_CUDA_STATUS "|";
+                                         "|isas=" EMC_ISA_LIST "|sources=" EMC_SOURCES "|compiler=" EMC_COMPILER "|cuda=" EMC_CUDA_STATUS "|";
 
 EMC_EXPORT const char* emc_fast_isa() { return emc::kNames[static_cast<int>(emc::isa())]; }
 // Take another instruction set (tests); 0, or 1 when this machine cannot run it.

@@ -8,9 +8,9 @@ from ._backend import backend_report, use_backend
 from ._library import native
 from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
+from .dtw import dtw
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
-from .dtw import dtw
 from .philox import draw_seed, dropout, philox_normal, philox_uniform
 from .reparameterize import reparameterize
 

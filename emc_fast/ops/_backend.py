@@ -180,8 +180,6 @@ def backend_report() -> list[Row]:
             reasons = {b: _reason(operator, b, device, None, ()) for b in candidates}
             chosen = next(b for b in candidates if not reasons[b])
             for backend in candidates:
-                if backend == "reference" and device == "cuda":
-                    continue
                 reason = reasons[backend] or (no_cuda if device == "cuda" else "")
                 rows.append(Row(operator.name, backend, device, reason, backend == chosen and not reason))
     return rows

@@ -12,6 +12,7 @@ import mmap
 import os
 import platform
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .._sources import digest
 from .._version import __version__
 from ..errors import BackendError
 
@@ -68,8 +70,13 @@ def _inspect(path: Path) -> list[str]:
     if not path.is_file():
         return ["there is no such file: it has not been built, or EMC_FAST_LIBRARY points elsewhere"]
     with path.open("rb") as file:
-        if file.read(4) != b"\x7fELF":
-            return ["it is not a Linux shared library"]
+        header = file.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return ["it is not a 64-bit Linux shared library"]
+    # The table of sections stands last. The loader maps a file that was cut without complaint, and the process dies of a bus error.
+    sections, size, count = struct.unpack_from("<Q", header, 40)[0], *struct.unpack_from("<HH", header, 58)
+    if path.stat().st_size < sections + size * count:
+        return [f"it is cut off: {path.stat().st_size} of {sections + size * count} bytes"]
     stamp = read_stamp(path)
     if not stamp:
         return ["it has no stamp of emc_fast: it is another library, or damaged"]
@@ -78,6 +85,8 @@ def _inspect(path: Path) -> list[str]:
     wanted = f"{__version__} (interface {INTERFACE})"
     if built != wanted:
         problems.append(f"it was built from emc_fast {built}, this is {wanted}")
+    if "" != stamp["sources"] != digest() != "":
+        problems.append("it is older than the sources beside it (csrc has changed since it was built)")
     if stamp["processor"] != platform.machine():
         problems.append(f"it was built for {stamp['processor']}, this machine is {platform.machine()}")
     release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
@@ -120,8 +129,8 @@ def native() -> NativeLibrary:
     handle = None
     if not problems:
         try:
+            handle = ctypes.CDLL(str(path))  # before torch does, whose own error leaves out the loader's reason
             torch.ops.load_library(str(path))
-            handle = ctypes.CDLL(str(path))  # the same one again, for its few plain C functions
             handle.emc_fast_isa.restype = ctypes.c_char_p
         except OSError as error:
             problems.append(f"the loader refused it: {error}")

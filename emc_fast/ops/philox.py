@@ -109,15 +109,16 @@ def _fill(
     if dtype not in FLOATING:
         raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
     check_stream(stream)
-    target = torch.device(device) if device is not None else seed.device if isinstance(seed, Tensor) else torch.get_default_device()
+    # An element of the result stands for its dtype and device, the default device included; expanded, it costs nothing.
+    element = torch.empty((1,), dtype=dtype, device=seed.device if device is None and isinstance(seed, Tensor) else device)
+    target = element.device
     seed = as_seed(seed, shape, target)
     offset = as_frame_offset(frame_offset, target)
     if _backend.choose(name, target, dtype) == "reference":
         definition = reference.philox_normal if name == "philox_normal" else reference.philox_uniform
         return definition(shape, seed, stream=stream, frame_offset=0 if offset is None else offset, dtype=dtype)
-    like = torch.empty((1,), dtype=dtype, device=target).expand(shape)
     operator = torch.ops.emc_fast.philox_normal if name == "philox_normal" else torch.ops.emc_fast.philox_uniform
-    return operator(like, seed, stream, offset)
+    return operator(element.expand(shape), seed, stream, offset)
 
 
 def philox_normal(

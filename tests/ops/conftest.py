@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emc_fast.ops._library import native
+
 from emc_fast.ops._backend import use_backend
+from emc_fast.ops._library import native
 
 from .parity import Target, targets
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from emc_fast.ops import philox_normal, reparameterize, use_backend
 
 from . import parity

@@ -1,0 +1,180 @@
+"""The choice of the back end, its reasons, and what happens when the native library cannot be used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from emc_fast.cli import app
+from emc_fast.errors import BackendError
+from emc_fast.ops import _backend, _library, backend_report, dropout, use_backend
+from emc_fast.ops._library import NativeLibrary, native
+
+X = torch.ones(3, 5)
+
+
+def test_auto_takes_the_kernel_where_it_can_serve() -> None:
+    assert _backend.choose("dropout", X.device, torch.float32) == "cpu"
+    assert _backend.choose("dropout", X.device, torch.float64) == "reference"
+    assert _backend.choose("dropout", torch.device("meta"), torch.float32) == "reference"
+    assert _backend.choose("dropout", X.device, torch.float32, (("cpu", "too wide"),)) == "reference"
+
+
+def test_forced_back_end_that_cannot_serve_gives_every_reason() -> None:
+    with use_backend("cuda"), pytest.raises(BackendError) as caught:
+        dropout(X, 0.5)
+    text = str(caught.value)
+    assert text.startswith("dropout: the back end 'cuda' was asked for and cannot serve: this version has no CUDA kernel for dropout")
+    for line in ("reference: can serve", "cpu: can serve", "triton: "):
+        assert f"\n  {line}" in text
+    with use_backend("cpu"), pytest.raises(BackendError, match="the kernel takes float32, float16, bfloat16, not float64"):
+        dropout(X.double(), 0.5)
+    with use_backend("cpu"), pytest.raises(BackendError, match="too wide"):
+        _backend.choose("dropout", X.device, torch.float32, (("cpu", "too wide"),))
+
+
+def test_use_backend_ends_with_its_block() -> None:
+    with use_backend("reference"):
+        assert _backend._forced == "reference"
+        with use_backend("cpu"):
+            assert _backend._forced == "cpu"
+        assert _backend._forced == "reference"
+    with pytest.raises(ZeroDivisionError), use_backend("reference"):
+        _ = 1 / 0
+    assert _backend._forced == "auto"
+    with pytest.raises(ValueError, match="backend is 'gpu'; it takes one of auto, reference, cpu, cuda, triton"), use_backend("gpu"):  # type: ignore[arg-type]
+        pass
+
+
+def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_decided", {})
+    monkeypatch.setattr(_backend, "_logged", set())
+    with caplog.at_level(logging.INFO, logger="emc_fast"):
+        for _ in range(3):
+            dropout(X, 0.5)
+        dropout(X.double(), 0.5)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "dropout on cpu in float32 is served by cpu",
+        "dropout on cpu in float64 is served by reference (cpu: the kernel takes float32, float16, bfloat16, not float64)",
+    ]
+
+
+def test_compiled_code_follows_use_backend() -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: dropout(x, 0.5, seed=1), fullgraph=True, backend=counter)
+    expected = dropout(X, 0.5, seed=1)
+    assert torch.equal(compiled(X), expected)
+    with use_backend("reference"):
+        assert torch.equal(compiled(X), expected)
+    assert torch.equal(compiled(X), expected)
+    assert counter.frame_count == 2
+    kernels, plain = (str(graph.graph) for graph in counter.graphs)
+    assert "emc_fast.dropout" in kernels
+    assert "emc_fast.dropout" not in plain
+
+
+def test_report_names_every_operator_and_reason() -> None:
+    rows = backend_report()
+    assert {"philox_normal", "dropout", "reparameterize"} <= {row.operator for row in rows}
+    for row in rows:
+        assert not (row.chosen and row.reason)
+        if row.device == "cuda" and not torch.cuda.is_available():
+            assert row.reason
+    assert all(row.chosen for row in rows if row.backend == "cpu"), [row for row in rows if row.backend == "cpu" and not row.chosen]
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, path: Path) -> NativeLibrary:
+    """The library as it would be found at `path`."""
+    monkeypatch.setenv("EMC_FAST_LIBRARY", str(path))
+    return native.__wrapped__()
+
+
+def altered(tmp_path: Path, old: bytes, new: bytes) -> Path:
+    data = native().path.read_bytes()
+    assert old in data
+    assert len(old) == len(new)
+    path = tmp_path / "_C.so"
+    path.write_bytes(data.replace(old, new))
+    return path
+
+
+def test_library_that_cannot_be_used_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repair = "build it again with `pip install -e .`"
+    missing = broken(monkeypatch, tmp_path / "none.so")
+    assert "there is no such file" in missing.problem
+    assert repair in missing.problem
+    text = tmp_path / "text.so"
+    text.write_text("not a library")
+    assert "not a 64-bit Linux shared library" in broken(monkeypatch, text).problem
+    empty = tmp_path / "empty.so"
+    empty.touch()
+    assert "not a 64-bit Linux shared library" in broken(monkeypatch, empty).problem
+    edited = broken(monkeypatch, altered(tmp_path, native().stamp["sources"].encode(), b"0" * 16))
+    assert "it is older than the sources beside it" in edited.problem
+    foreign = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
+    assert "no stamp of emc_fast" in broken(monkeypatch, foreign).problem
+    old = broken(monkeypatch, altered(tmp_path, b"|interface=1|", b"|interface=0|"))
+    assert "(interface 0), this is" in old.problem
+    assert repair in old.problem
+    other = broken(monkeypatch, altered(tmp_path, b"|processor=x86_64|", b"|processor=sparc_|"))
+    assert "built for sparc_, this machine is x86_64" in other.problem
+    cut = tmp_path / "cut.so"
+    data = native().path.read_bytes()
+    cut.write_bytes(data[: data.index(b"emc_fast native library|version=") + 1000])
+    assert f"it is cut off: {cut.stat().st_size} of {len(data)} bytes" in broken(monkeypatch, cut).problem
+    unlinked = broken(monkeypatch, altered(tmp_path, b"libtorch_cpu.so", b"libtorch_cpX.so"))
+    assert "the loader refused it: libtorch_cpX.so" in unlinked.problem
+    monkeypatch.setattr(_library.torch, "__version__", "2.9.1")
+    both = broken(monkeypatch, altered(tmp_path, b"|interface=1|", b"|interface=0|"))
+    assert "interface 0" in both.problem
+    assert "it needs torch 2.10 or newer, this is 2.9.1" in both.problem
+
+
+def test_package_works_without_the_library(tmp_path: Path) -> None:
+    """A fresh process: import, run on the definitions with one warning, and the full explanation when the kernels are asked for."""
+    program = """
+import logging; logging.basicConfig(format="%(levelname)s %(message)s")
+import torch, emc_fast
+from emc_fast.ops import dropout, reparameterize, use_backend
+x = torch.ones(3, 4, requires_grad=True)
+dropout(x, 0.5, seed=1).sum().backward()
+reparameterize(x, x, seed=1)
+try:
+    with use_backend("cpu"):
+        dropout(x, 0.5)
+except emc_fast.errors.BackendError as error:
+    print(error)
+"""
+    environment = {**os.environ, "EMC_FAST_LIBRARY": str(tmp_path / "none.so"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr.count("WARNING the operators run in plain PyTorch, slower than they could: the native library") == 1
+    assert "the back end 'cpu' was asked for and cannot serve: the native library" in done.stdout
+    assert "there is no such file" in done.stdout
+
+
+def test_instruction_set_that_is_not_there() -> None:
+    with pytest.raises(BackendError, match="the instruction set 'v9' cannot be used: this build or this machine does not have it"):
+        native().set_isa("v9")
+
+
+def test_info_command() -> None:
+    found = CliRunner().invoke(app, ["info", "--json"])
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.output)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["native library"]["usable"]
+    assert facts["native library"]["instruction set in use"] in facts["native library"]["instruction sets built"].split(",")
+    assert any(row["operator"] == "dropout" and row["backend"] == "cpu" and row["chosen"] for row in facts["operators"])
+    printed = CliRunner().invoke(app, ["info"]).output
+    assert "dropout" in printed
+    assert "in use" in printed
