@@ -16,7 +16,7 @@ def command(
     frames: Annotated[int, typer.Option(min=8, help="Frames of a clip.")] = 750,
     neighbours: Annotated[int, typer.Option(min=1, help="Appropriate reactions per speaker.")] = 4,
     lag: Annotated[tuple[int, int], typer.Option(metavar="LEAST MOST", help="Frames by which a listener lags.")] = (10, 25),
-    noise: Annotated[float, typer.Option(min=0, help="Noise of listeners and trackers.")] = 0.35,
+    noise: Annotated[float, typer.Option(min=0, help="Noise of listeners and trackers.")] = 0.25,
     sample_rate: Annotated[int, typer.Option(min=8000, help="Sampling rate of the sound, Hz.")] = 16000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
 ) -> None:

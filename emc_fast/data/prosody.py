@@ -16,7 +16,9 @@ from .audio import framed
 
 _LOWEST_F0, _HIGHEST_F0 = 70.0, 400.0
 _VOICED = 0.45  # autocorrelation peak, relative to lag 0, from which a window counts as voiced
-_SILENCE_DB, _LOUD_DB = -50.0, -12.0
+_SILENCE_DB, _LOUD_DB = -50.0, -6.0
+_USUAL_BRIGHTNESS = -0.4
+_LOWER_BAND, _UPPER_BAND = (2000.0, 2900.0), (2900.0, 4000.0)  # Hz; spreading the lips moves energy from one to the other
 
 #: Places of the eight expressions in the valence-arousal plane, in the order of ``EXPRESSIONS``.
 EXPRESSION_PLACES: NDArray[np.float32] = np.array(
@@ -52,19 +54,18 @@ def prosody(waveform: ArrayLike, sample_rate: int, *, fps: float = 25, num_frame
 
     Returns:
         float32 arrays of shape ``(T,)``: ``energy`` (dB of full scale), ``f0`` (Hz, 0 where unvoiced), ``voicing`` (autocorrelation
-        peak, 0..1), ``brightness`` (zero-crossing measure of the spectrum's centre, 0..1) and ``rate`` (rises of the energy per second,
-        a stand-in for syllables per second).
+        peak, 0..1), ``brightness`` (log10 of the energy in 2.9-4 kHz over that in 2-2.9 kHz) and ``rate`` (rises of the energy per
+        second, a stand-in for syllables per second).
     """
     frames = framed(waveform, sample_rate, fps, num_frames)
     count, size = frames.shape
     if count == 0:
         return {name: np.zeros(0, np.float32) for name in ("energy", "f0", "voicing", "brightness", "rate")}
     energy = 10 * np.log10(np.maximum((frames.astype(np.float64) ** 2).mean(1), 1e-8))
-    # The centre of the spectrum from the ratio of the derivative's energy to the signal's, as an angle: no transform needed.
-    step = np.diff(frames, axis=1, append=frames[:, -1:])
-    ratio = (step.astype(np.float64) ** 2).mean(1) / np.maximum((frames.astype(np.float64) ** 2).mean(1), 1e-8)
-    hertz = np.arcsin(np.clip(np.sqrt(ratio) / 2, 0, 1)) * sample_rate / np.pi
-    brightness = np.clip(np.log2(np.maximum(hertz, 1) / 250) / 4, 0, 1) * (energy > _SILENCE_DB)
+    spectrum = np.fft.rfft(frames * np.hanning(size).astype(np.float32))
+    power, hertz = spectrum.real**2 + spectrum.imag**2, np.arange(spectrum.shape[1]) * (sample_rate / size)
+    lower, upper = (power[:, (hertz >= low) & (hertz < high)].sum(1) + 1e-6 for low, high in (_LOWER_BAND, _UPPER_BAND))
+    brightness = np.log10(upper / lower)
 
     f0, voicing = _pitch(frames.reshape(-1), sample_rate, count, size)
     voiced = (voicing > _VOICED) & (energy > _SILENCE_DB)
@@ -133,12 +134,14 @@ def speech_emotion(waveform: ArrayLike, sample_rate: int, *, fps: float = 25, nu
         """Mean over about a second of what was heard, weighted by loudness."""
         return smooth(values * loudness, span) / present
 
-    level = while_speaking(loudness)
+    level = while_speaking(loudness) - 0.75
     height = while_speaking(pitch)
-    bright = while_speaking(track["brightness"])
+    bright = while_speaking(track["brightness"]) - _USUAL_BRIGHTNESS
+    offset = float(np.median(bright))  # of this voice and microphone; far off the usual it says nothing about affect
+    bright -= offset - np.clip(offset, -0.7, 0.7)
     speaking = np.clip(present / 0.35, 0, 1)
-    arousal = np.tanh(2.2 * (level - 0.62) + 1.2 * height + 0.12 * (track["rate"] - 2.5)) * speaking - 0.15 * (1 - speaking)
-    valence = np.tanh(3.0 * (bright - 0.42) + 0.9 * height) * speaking
+    arousal = np.tanh(1.5 * level + 1.7 * height - 0.6 * bright + 0.03 * (track["rate"] - 2)) * speaking - 0.15 * (1 - speaking)
+    valence = np.tanh(1.4 * bright + 0.5 * level + 0.8 * height) * speaking
     return np.concatenate([np.stack([valence, arousal], 1), expression_probabilities(valence, arousal)], axis=1).astype(np.float32)
 
 

@@ -57,8 +57,8 @@ def test_agrees_with_the_numpy_definition(rate):
     size = samples_per_frame(rate, 25)
     static = mfcc(wave, rate).reshape(12, 3, 13, -1)[:, 0].transpose(0, 2, 1)
     truth = np.stack([kaldi_mfcc(wave[i * size : (i + 1) * size], rate) for i in range(12)])
-    # Cepstra reach tens. The library rounds each step to float32, which the log of a small mel energy enlarges.
-    np.testing.assert_allclose(static, truth, atol=5e-3)
+    # Cepstra reach 46 here; the library computes in float32 and differs by up to 5e-5.
+    np.testing.assert_allclose(static, truth, atol=2e-4)
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -23,6 +23,8 @@ _MIXTURE: dict[str, dict[str, float]] = {
     "surprise": {"eyeWide": 0.6, "browInnerUp": 0.2, "jawOpen": 0.25},
     "frown": {"browDown": 0.6, "mouthFrown": 0.4, "eyeSquint": 0.15, "mouthPress": 0.2, "noseSneer": 0.15, "mouthShrugLower": 0.2},
     "blink": {"eyeBlink": 0.8},
+    "awake": {"eyeWide": 0.3, "browOuterUp": 0.15, "mouthStretch": 0.15},
+    "tired": {"eyeBlink": 0.2, "eyeSquint": 0.25, "eyeLookDown": 0.3},
     "jaw": {"jawOpen": 0.5, "mouthLowerDown": 0.3, "mouthFunnel": 0.15, "mouthClose": -0.1, "mouthUpperUp": 0.1},
 }
 
@@ -45,9 +47,10 @@ _SOURCES, _MATRIX = _mixing()
 def coefficients(rng: np.random.Generator, part: Part, fps: float, noise: float) -> NDArray[np.float32]:
     """58 coefficients per frame, mean face and personal offset included: ``(T, 58)``."""
     frames = len(part.valence)
-    face = np.stack([getattr(part, name) for name in _SOURCES], 1) @ _MATRIX
+    series = {"awake": np.maximum(part.arousal, 0), "tired": np.maximum(-part.arousal, 0)}
+    face = np.stack([series[name] if name in series else getattr(part, name) for name in _SOURCES], 1) @ _MATRIX
     face[:, :52] *= rng.uniform(0.9, 1.1, 52)
-    face[:, :52] += 0.015 * rng.standard_normal(52) + 0.04 * noise * rng.standard_normal((frames, 52))
+    face[:, :52] += 0.01 * rng.standard_normal(52) + 0.04 * noise * rng.standard_normal((frames, 52))
     sway = np.stack([drift(rng, frames, fps, 3.0) for _ in range(6)], 1)
     face[:, 52:55] = 0.03 * sway[:, :3]
     face[:, 52] += 0.08 * part.nod + 0.03 * part.arousal

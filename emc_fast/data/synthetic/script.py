@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Series = NDArray[np.float64]
 
+_SMILES, _FROWNS = 0.7, 0.65  # how much of a pleasant or unpleasant state shows without an event
+
 
 @dataclass(frozen=True)
 class Part:
@@ -106,20 +108,20 @@ def _blinks(rng: np.random.Generator, frames: int, fps: float) -> Series:
 
 def lead(rng: np.random.Generator, frames: int, fps: float) -> Part:
     """Draw the leader's part, the script of the conversation."""
-    mood = rng.uniform(-0.75, 0.75), rng.uniform(-0.6, 0.6)
+    mood = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6)
     smile = events(rng, frames, fps, 5 + 7 * max(mood[0], 0), (1.5, 4.0)) * (0.55 + 0.45 * (mood[0] > 0))
     surprise = events(rng, frames, fps, 2.0, (0.8, 1.8))
     frown = events(rng, frames, fps, 3 + 6 * max(-mood[0], 0), (1.5, 3.5))
-    valence = np.tanh(mood[0] + 0.22 * drift(rng, frames, fps, 5.0) + 0.55 * lowpass(smile, 5) - 0.5 * lowpass(frown, 5))
-    arousal = np.tanh(mood[1] + 0.25 * drift(rng, frames, fps, 5.0) + 0.7 * lowpass(surprise, 4) + 0.2 * smile)
+    valence = np.tanh(mood[0] + 0.3 * drift(rng, frames, fps, 4.0) + 0.6 * lowpass(smile, 5) - 0.6 * lowpass(frown, 5))
+    arousal = np.tanh(mood[1] + 0.35 * drift(rng, frames, fps, 4.0) + 0.7 * lowpass(surprise, 4) + 0.2 * smile)
     brow = np.maximum(events(rng, frames, fps, 5.0, (0.5, 1.4)), 0.8 * surprise)
     activity = phrases(rng, frames, fps, (1.5, 3.5), (0.3, 0.8))
     return Part(
         valence=valence,
         arousal=arousal,
-        smile=np.clip(smile + 0.4 * np.maximum(valence, 0), 0, 1),
+        smile=np.clip(smile + _SMILES * np.maximum(valence, 0), 0, 1),
         brow=brow,
-        frown=np.clip(frown + 0.35 * np.maximum(-valence, 0), 0, 1),
+        frown=np.clip(frown + _FROWNS * np.maximum(-valence, 0), 0, 1),
         surprise=surprise,
         nod=0.25 * drift(rng, frames, fps, 0.8),
         blink=_blinks(rng, frames, fps),
@@ -131,11 +133,14 @@ def lead(rng: np.random.Generator, frames: int, fps: float) -> Part:
 def vary(rng: np.random.Generator, script: Part, fps: float) -> Part:
     """The same script acted by another person: shared affect and phrases, other blinks, nods, syllables and small deviations."""
     frames = len(script.valence)
-    arousal = script.arousal + 0.05 * drift(rng, frames, fps, 2.0)
+    valence = np.clip(script.valence + 0.2 * drift(rng, frames, fps, 4.0), -1, 1)
+    arousal = np.clip(script.arousal + 0.2 * drift(rng, frames, fps, 4.0), -1, 1)
     return replace(
         script,
-        valence=script.valence + 0.05 * drift(rng, frames, fps, 2.0),
+        valence=valence,
         arousal=arousal,
+        smile=np.clip(script.smile + _SMILES * (np.maximum(valence, 0) - np.maximum(script.valence, 0)), 0, 1),
+        frown=np.clip(script.frown + _FROWNS * (np.maximum(-valence, 0) - np.maximum(-script.valence, 0)), 0, 1),
         nod=0.25 * drift(rng, frames, fps, 0.8),
         blink=_blinks(rng, frames, fps),
         jaw=_articulation(rng, script.activity, arousal, fps),

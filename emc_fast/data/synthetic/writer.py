@@ -58,7 +58,7 @@ def synthesize_corpus(
     seed: int = 0,
     neighbours: int = 4,
     lag: tuple[int, int] = (10, 25),
-    noise: float = 0.35,
+    noise: float = 0.25,
     sample_rate: int = 16000,
     progress: bool = False,
     console: Console | None = None,
