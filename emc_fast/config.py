@@ -100,6 +100,7 @@ class EMCConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ValueError(f"EMCConfig.{name} takes a finite number that is not negative; got {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one value, with one digest
         if self.dropout >= 1 or self.fps == 0:
             raise ValueError(f"EMCConfig takes dropout < 1 and fps > 0; got dropout={self.dropout!r}, fps={self.fps!r}")
         if self.d_model % self.num_heads:
@@ -112,7 +113,9 @@ class EMCConfig:
             raise ValueError(f"EMCConfig.backbone_options takes a dict; got {self.backbone_options!r}")
         from .backbones import check_options
 
-        check_options(self.backbone, self.backbone_options)
+        options = check_options(self.backbone, self.backbone_options)
+        # Defaults are written out: a configuration means the same when a later version has other defaults.
+        object.__setattr__(self, "backbone_options", asdict(options))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""

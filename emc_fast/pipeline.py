@@ -53,7 +53,7 @@ class Pass:
         self.repeats = first is not None
         self.segments = self.backbone.segments(inputs.frames)
         # Computed once for the whole clip, where a prefix of the result is the result of the prefix.
-        single = len(self.segments) == 1
+        single = [(s.first, s.stop) for s in self.segments] == [(0, inputs.frames)]
         self.encode_once = single or self.backbone.prefix_stable
         looks_ahead = self.emc is not None and model.config.ea == "attention" and not model.config.causal
         self.enhance_once = single or (self.backbone.prefix_stable and not looks_ahead)
@@ -74,13 +74,13 @@ class Pass:
         x, backbone, draws = self.inputs, self.backbone, self.draws
         pieces: list[Reaction] = []
         distributions: list[Gaussian] = []
-        fusion: list[Tensor] = []
+        fusions: list[list[Gaussian]] = []
         kls: list[Tensor] = []
         counts: list[Tensor | None] = []
         past: Reaction | None = None
         for segment in self.segments:
             counted = self._counted(segment)
-            streams, distribution = self._distribution(segment, past, counted, fusion)
+            streams, distribution = self._distribution(segment, past, fusions)
             sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
             drawn = sample.values.flatten(0, 1)
             within = None if x.valid is None else x.valid[:, segment.begin : segment.stop]
@@ -105,16 +105,14 @@ class Pass:
         if kls:
             mask = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
             self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
-        if fusion:
-            self.terms["fusion"] = torch.stack(fusion).mean()
+        if fusions:
+            self.terms["fusion"] = self._fusion_loss(fusions)
         return Result(reaction, distributions, self.terms)
 
     # One segment
 
-    def _distribution(
-        self, segment: Segment, past: Reaction | None, counted: Tensor | None, fusion: list[Tensor]
-    ) -> tuple[Streams, Gaussian]:
-        """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusion` grows."""
+    def _distribution(self, segment: Segment, past: Reaction | None, fusions: list[list[Gaussian]]) -> tuple[Streams, Gaussian]:
+        """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusions` grows."""
         streams, fused, draws = self._fused(segment)
         batch = self.inputs.batch
         groups = fused.shape[0] // (batch * draws)  # 3 fusions in learning, else 1
@@ -131,10 +129,22 @@ class Pass:
         if groups == 1:
             return streams, distribution
         options = distribution.split(groups)
-        reduction = self.model.config.reduction
-        fusion.append(options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=counted, reduction=reduction))
+        fusions.append(options)
         assert self.pick is not None
         return streams, Gaussian.pick(options, self.pick)
+
+    def _fusion_loss(self, fusions: list[list[Gaussian]]) -> Tensor:
+        """The fusion loss over all segments of all clips together, so that a segment weighs by the clips that are in it."""
+        options = [Gaussian.join([segment[i] for segment in fusions]) for i in (REAL, COMP_FACE, COMP_SPEECH)]
+        mask = None
+        if self.inputs.valid is not None:
+            valid = self.inputs.valid
+            if fusions[0][0].per_frame:
+                mask = torch.cat([valid[:, s.begin : s.stop] for s in self.segments], dim=1)
+            else:
+                ends = [s.stop - 1 if self.backbone.whole_segments else s.begin for s in self.segments]
+                mask = torch.stack([valid[:, end] for end in ends], dim=1)
+        return options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=mask, reduction=self.model.config.reduction)
 
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
         """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J."""

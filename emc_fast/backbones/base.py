@@ -63,6 +63,23 @@ class Gaussian:
         logvar = [None] * parts if self.logvar is None else self.logvar.chunk(parts)
         return [Gaussian(m, v) for m, v in zip(mu, logvar, strict=True)]
 
+    @property
+    def per_frame(self) -> bool:
+        """True for a Gaussian per frame or node, False for one vector."""
+        return self.mu.ndim > 3
+
+    @staticmethod
+    def join(segments: list[Gaussian]) -> Gaussian:
+        """The distributions of a clip's segments as one sequence (B, J, N, d): N segments, or all their frames."""
+        draws = max(g.mu.shape[1] for g in segments)
+
+        def cat(parts: list[Tensor]) -> Tensor:
+            parts = [p.expand(-1, draws, *p.shape[2:]) for p in parts]
+            return torch.cat(parts, dim=2) if segments[0].per_frame else torch.stack(parts, dim=2)
+
+        logvars = [g.logvar for g in segments if g.logvar is not None]
+        return Gaussian(cat([g.mu for g in segments]), cat(logvars) if logvars else None)
+
     @staticmethod
     def pick(options: list[Gaussian], index: Tensor) -> Gaussian:
         """Per clip the distribution that `index` (B,) names."""

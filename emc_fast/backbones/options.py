@@ -33,3 +33,4 @@ class TransVAEOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ValueError(f"backbone_options[{name!r}] takes a finite number that is not negative; got {value!r}")
+            object.__setattr__(self, name, float(value))

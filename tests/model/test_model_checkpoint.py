@@ -1,0 +1,106 @@
+import json
+import shutil
+
+import pytest
+import torch
+from model_helpers import build, make_batch
+from safetensors.torch import load_file, save_file
+
+from emc_fast import EMCModel
+from emc_fast.errors import CheckpointError
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(norm="pre", backbone_options={"online": True, "window": 4})
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def test_what_is_loaded_is_what_was_saved(saved):
+    model, path = saved
+    again = EMCModel.from_pretrained(path)
+    assert again.config == model.config
+    assert not again.training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    batch = make_batch()
+    assert torch.equal(model(**batch, seed=1).reaction_3dmm, again(**batch, seed=1).reaction_3dmm)
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again.save_pretrained(path)
+    assert EMCModel.from_pretrained(str(path)).config == model.config
+
+
+def test_frozen_and_half_precision_models_are_saved(tmp_path):
+    model = build().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    # Weights are stored as they are and loaded into a float32 model.
+    loaded = EMCModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.backbone.past_fusion.weight, model.backbone.past_fusion.weight.float())
+    assert not loaded.backbone.past_fusion.weight.requires_grad
+
+
+def edit(path, change):
+    file = path / "config.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def reweigh(path, change, **metadata):
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata=metadata)
+
+
+DAMAGES = {
+    "truncated weights": (
+        lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-100]),
+        "model.safetensors is damaged",
+    ),
+    "no safetensors": (lambda p: (p / "model.safetensors").write_bytes(b"garbage" * 10), "model.safetensors is damaged"),
+    "empty weights": (lambda p: (p / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json is missing"),
+    "truncated config": (lambda p: (p / "config.json").write_text('{"backbone": "tr'), "config.json cannot be used"),
+    "config of a list": (lambda p: (p / "config.json").write_text("[]"), "config.json cannot be used: it holds no JSON object"),
+    "unknown field": (lambda p: edit(p, lambda c: c.update(colour=1)), "config.json cannot be used.*colour"),
+    "bad field": (lambda p: edit(p, lambda c: c.update(norm="mid")), "config.json cannot be used.*norm"),
+    "another width": (lambda p: edit(p, lambda c: c.update(d_model=32)), r"should be \(32"),
+    "another form": (lambda p: edit(p, lambda c: c.update(emc=False)), "has unknown emc"),
+    "another choice of the same shapes": (lambda p: edit(p, lambda c: c.update(causal=True)), "saved with another configuration"),
+    "a tensor less": (lambda p: reweigh(p, lambda t: t.pop("backbone.mu_token")), "lacks backbone.mu_token"),
+    "a tensor more": (lambda p: reweigh(p, lambda t: t.update(extra=torch.zeros(1))), "unknown extra"),
+    "pickle only": (
+        lambda p: (torch.save(load_file(p / "model.safetensors"), p / "pytorch_model.bin"), (p / "model.safetensors").unlink()),
+        "model.safetensors is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_error_that_names_it(saved, damage):
+    _, path = saved
+    harm, message = DAMAGES[damage]
+    harm(path)
+    with pytest.raises(CheckpointError, match=message):
+        EMCModel.from_pretrained(path)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere is not a checkpoint directory"):
+        EMCModel.from_pretrained(tmp_path / "nowhere")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CheckpointError, match="file is not a checkpoint directory"):
+        EMCModel.from_pretrained(file)
+
+
+def test_a_write_that_fails_leaves_the_old_weights(saved, monkeypatch):
+    model, path = saved
+    before = (path / "model.safetensors").read_bytes()
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(path)
+    assert (path / "model.safetensors").read_bytes() == before
+    shutil.rmtree(path)
