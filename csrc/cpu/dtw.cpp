@@ -5,13 +5,10 @@
 // Rows are swept kRows at a time: the local distances of a column are a small product whose y operand is loaded once for all rows, and the
 // recurrence passes from row to row in registers. Only the last row of a tile goes through memory.
 #include "dtw_kernels.h"
-#include "simd.h"
+#include "simd_double.h"
 
 namespace emc::EMC_ISA {
 namespace {
-
-typedef double D __attribute__((vector_size(4 * W)));     // W / 2 doubles
-typedef float FHalf __attribute__((vector_size(2 * W)));  // W / 2 floats
 
 constexpr int kRows = W >= 16 ? 8 : 4;  // of a tile; the registers hold a distance and a left neighbour for each
 
@@ -26,17 +23,6 @@ EMC_INLINE F least(F a, F b) {
   return a < b ? a : b;
 #endif
 }
-EMC_INLINE D least(D a, D b) {
-#if defined(__AVX512F__)
-  return (D)_mm512_min_pd((__m512d)a, (__m512d)b);
-#elif defined(__AVX2__)
-  return (D)_mm256_min_pd((__m256d)a, (__m256d)b);
-#elif defined(__SSE2__)
-  return (D)_mm_min_pd((__m128d)a, (__m128d)b);
-#else
-  return a < b ? a : b;
-#endif
-}
 
 // Costs of W pairs, in float32 or float64.
 struct Single {
@@ -46,21 +32,19 @@ struct Double {
   D low, high;
 };
 EMC_INLINE Single least(Single a, Single b) { return {least(a.v, b.v)}; }
-EMC_INLINE Double least(Double a, Double b) { return {least(a.low, b.low), least(a.high, b.high)}; }
+EMC_INLINE Double least(Double a, Double b) { return {min(a.low, b.low), min(a.high, b.high)}; }
 EMC_INLINE Single add(Single a, F d) { return {a.v + d}; }
 EMC_INLINE Double add(Double a, F d) {
-  struct {
-    FHalf low, high;
-  } half;
-  std::memcpy(&half, &d, sizeof half);
-  return {a.low + __builtin_convertvector(half.low, D), a.high + __builtin_convertvector(half.high, D)};
+  D low, high;
+  widen(d, &low, &high);
+  return {a.low + low, a.high + high};
 }
 EMC_INLINE void set(Single& a, int lane, double x) { a.v[lane] = static_cast<float>(x); }
-EMC_INLINE void set(Double& a, int lane, double x) { lane < W / 2 ? a.low[lane] = x : a.high[lane - W / 2] = x; }
+EMC_INLINE void set(Double& a, int lane, double x) { lane < H ? a.low[lane] = x : a.high[lane - H] = x; }
 EMC_INLINE double get(const Single& a, int lane) { return a.v[lane]; }
-EMC_INLINE double get(const Double& a, int lane) { return lane < W / 2 ? a.low[lane] : a.high[lane - W / 2]; }
+EMC_INLINE double get(const Double& a, int lane) { return lane < H ? a.low[lane] : a.high[lane - H]; }
 EMC_INLINE Single constant(float x, Single) { return {splat(x)}; }
-EMC_INLINE Double constant(float x, Double) { return {static_cast<double>(x) - D{}, static_cast<double>(x) - D{}}; }
+EMC_INLINE Double constant(double x, Double) { return {splat(x), splat(x)}; }
 
 // What one call works on, cut from the workspace. `extra` is 1 where a squared norm stands behind the channels.
 template <class Cost>

@@ -5,7 +5,9 @@ published code prints, quirks included, or ``protocol="fixed"`` for the same mea
 explains each measure and each quirk.
 """
 
+from .diversity import frdiv, frdvs, frvar
 from .frcorr import frcorr
 from .frdist import frdist
+from .frsyn import frsyn
 
-__all__ = ["frcorr", "frdist"]
+__all__ = ["frcorr", "frdist", "frdiv", "frdvs", "frsyn", "frvar"]

@@ -11,6 +11,7 @@ from .attention_block import AttentionBlockWeights, attention_block
 from .dtw import dtw
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
+from .lagged_correlation import lagged_correlation
 from .philox import draw_seed, dropout, philox_normal, philox_uniform
 from .reparameterize import reparameterize
 
@@ -26,6 +27,7 @@ __all__ = [
     "dtw",
     "fusion_kl",
     "fusion_kl_categorical",
+    "lagged_correlation",
     "philox_normal",
     "philox_uniform",
     "reparameterize",
