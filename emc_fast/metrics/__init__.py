@@ -6,8 +6,23 @@ explains each measure and each quirk.
 """
 
 from .diversity import frdiv, frdvs, frvar
+from .evaluation import evaluate, measure_clips
 from .frcorr import frcorr
 from .frdist import frdist
 from .frsyn import frsyn
+from .lists import evaluate_lists
+from .table import ClipTable, bootstrap_interval
 
-__all__ = ["frcorr", "frdist", "frdiv", "frdvs", "frsyn", "frvar"]
+__all__ = [
+    "ClipTable",
+    "bootstrap_interval",
+    "evaluate",
+    "evaluate_lists",
+    "frcorr",
+    "frdist",
+    "frdiv",
+    "frdvs",
+    "frsyn",
+    "frvar",
+    "measure_clips",
+]

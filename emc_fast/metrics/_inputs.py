@@ -9,12 +9,24 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
 
-__all__ = ["CHANNELS", "ArrayLike", "Protocol", "as_appropriate", "as_clips", "as_predictions", "check_finite", "check_protocol", "chunks"]
+__all__ = [
+    "CHANNELS",
+    "ArrayLike",
+    "Protocol",
+    "as_appropriate",
+    "as_clips",
+    "as_predictions",
+    "check_finite",
+    "check_protocol",
+    "chunks",
+    "to_tensor",
+]
 
 ArrayLike = NDArray[Any] | Tensor
 Protocol = Literal["official", "fixed"]
@@ -26,6 +38,12 @@ def chunks(n: int, size: int = _CHUNK) -> Iterator[slice]:
     """Slices of `size` clips starting at multiples of `size`: a sum over clips is grouped alike however the clips are dealt out."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def to_tensor(array: NDArray[Any]) -> Tensor:
+    """The array in float32 as a tensor; its own memory where that is possible. Read-only memory, a memory map's, is copied."""
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def check_protocol(protocol: str) -> None:

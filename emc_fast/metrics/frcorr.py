@@ -10,50 +10,81 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks
+from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
 
-__all__ = ["best_concordance", "concordance", "frcorr"]
+__all__ = ["best_concordance", "channel_concordance", "concordance", "frcorr"]
 
 _EPSILON = 1e-8  # in the published denominator
 
 
+class _Agreement:
+    """What the CCC of every prediction (K,T,C) with every listener (J,T,C) is made of, in float64 and by one pass over the data."""
+
+    def __init__(self, pred: Tensor, target: Tensor) -> None:
+        pred, target = pred.to(torch.float64), target.to(torch.float64)
+        mean_p, mean_g = pred.mean(dim=1), target.mean(dim=1)  # (K,C), (J,C)
+        pred, target = pred - mean_p[:, None], target - mean_g[:, None]
+        var_p, var_g = pred.square().mean(dim=1)[:, None], target.square().mean(dim=1)[None]
+        # One small matrix product a channel: (C,K,T) (C,T,J).
+        covariance = torch.einsum("ktc,jtc->kjc", pred, target) / pred.shape[1]
+        deviations = (var_p * var_g).sqrt()
+        self.covariance = torch.minimum(torch.maximum(covariance, -deviations), deviations)  # rho in [-1, 1]
+        self.spread = var_p + var_g + (mean_p[:, None] - mean_g[None]).square()
+        self.varies = (var_p > 0.0) | (var_g > 0.0)
+
+    def mean(self, protocol: Protocol) -> Tensor:
+        """(K,J): mean over channels."""
+        if protocol == "official":
+            return (2.0 * self.covariance / (self.spread + _EPSILON)).mean(dim=2)
+        return self.channels().nansum(dim=2) / self.varies.sum(dim=2).clamp(min=1)
+
+    def channels(self) -> Tensor:
+        """(K,J,C): the CCC of each channel without epsilon; NaN where neither signal varies."""
+        return torch.where(self.varies, 2.0 * self.covariance / self.spread, torch.nan)
+
+
 def concordance(pred: Tensor, target: Tensor, *, protocol: Protocol = "official") -> Tensor:
-    """Mean CCC over channels of every prediction (K,T,C) against every listener (J,T,C), in float64: (K,J).
+    """Mean CCC over channels of every prediction (K,T,C) with every listener (J,T,C), in float64: (K,J).
 
     CCC = 2 rho s s' / (s^2 + s'^2 + (m - m')^2 + e) with rho clipped to [-1, 1] and moments over time. ``official``: e = 1e-8, and a
-    channel that is constant in
-    either signal counts as 0. ``fixed``: e = 0, and a channel that is constant in both signals says nothing about agreement and is left out
-    of the mean.
+    channel that is constant in either signal counts as 0. ``fixed``: e = 0, and a channel that is constant in both signals says nothing
+    about agreement and is left out of the mean.
     """
-    frames = pred.shape[1]
-    pred, target = pred.to(torch.float64), target.to(torch.float64)
-    mean_p, mean_g = pred.mean(dim=1), target.mean(dim=1)  # (K,C), (J,C)
-    pred, target = pred - mean_p[:, None], target - mean_g[:, None]
-    var_p, var_g = pred.square().mean(dim=1)[:, None], target.square().mean(dim=1)[None]
-    covariance = torch.einsum("ktc,jtc->kjc", pred, target) / frames  # one matrix product a channel
-    deviations = (var_p * var_g).sqrt()
-    rho_ss = torch.minimum(torch.maximum(covariance, -deviations), deviations)
-    gap = (mean_p[:, None] - mean_g[None]).square()
-    if protocol == "official":
-        return (2.0 * rho_ss / (var_p + var_g + gap + _EPSILON)).mean(dim=2)
-    varies = (var_p > 0.0) | (var_g > 0.0)
-    ccc = torch.where(varies, 2.0 * rho_ss / torch.where(varies, var_p + var_g + gap, 1.0), 0.0)
-    return ccc.sum(dim=2) / varies.sum(dim=2).clamp(min=1)
+    return _Agreement(pred, target).mean(protocol)
 
 
 def best_concordance(
-    pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_], *, protocol: Protocol = "official"
-) -> NDArray[np.float64]:
-    """(N,K): for each draw the best mean CCC among the appropriate listeners.
+    pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_], *, protocols: tuple[Protocol, ...] = ("official", "fixed")
+) -> dict[Protocol, NDArray[np.float64]]:
+    """For each protocol (N,K): each draw's best mean CCC among its appropriate listeners.
 
     pred (N,K,T,25), target (M,T,25), appropriate (N,M), checked by the caller.
     """
-    best = np.empty(pred.shape[:2])
+    best: dict[Protocol, NDArray[np.float64]] = {protocol: np.empty(pred.shape[:2]) for protocol in protocols}
     for n, row in enumerate(appropriate):
-        mine = torch.from_numpy(np.asarray(pred[n], dtype=np.float32))
-        theirs = torch.from_numpy(np.asarray(target[np.flatnonzero(row)], dtype=np.float32))
-        best[n] = concordance(mine, theirs, protocol=protocol).amax(dim=1).numpy()
+        mine = to_tensor(pred[n])
+        theirs = to_tensor(target[np.flatnonzero(row)])
+        agreement = _Agreement(mine, theirs)
+        for protocol, values in best.items():
+            values[n] = agreement.mean(protocol).amax(dim=1).numpy()
     return best
+
+
+def channel_concordance(pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(25,): each channel's CCC with the listener that agrees best overall, mean over clips and draws where the channel varies.
+
+    Arrays as :func:`frcorr` takes them, checked by the caller. NaN for a channel that varies nowhere.
+    """
+    total, count = np.zeros(pred.shape[-1]), np.zeros(pred.shape[-1])
+    for n, row in enumerate(appropriate):
+        mine = to_tensor(pred[n])
+        theirs = to_tensor(target[np.flatnonzero(row)])
+        agreement = _Agreement(mine, theirs)
+        best = agreement.mean("fixed").argmax(dim=1)
+        ccc = agreement.channels()[torch.arange(len(best)), best].numpy()
+        total += np.nansum(ccc, axis=0)
+        count += np.isfinite(ccc).sum(axis=0)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def frcorr(pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, *, protocol: Protocol = "official") -> float:
@@ -76,6 +107,6 @@ def frcorr(pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, *, protoc
     check_finite("target", g)
     for part in chunks(len(p)):
         check_finite("pred", p[part], part.start)
-    per_draw = best_concordance(p, g, a, protocol=protocol)
+    per_draw = best_concordance(p, g, a, protocols=(protocol,))[protocol]
     per_clip = per_draw.sum(axis=1) if protocol == "official" else per_draw.mean(axis=1)
     return math.fsum(per_clip) / len(per_clip)

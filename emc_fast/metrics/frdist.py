@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..ops.dtw import dtw, estimate_error
-from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks
+from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
 
 __all__ = ["GROUPS", "frdist", "least_warped", "nearest_warped"]
 
@@ -106,10 +106,10 @@ def nearest_warped(pred: NDArray[Any], target: NDArray[Any], appropriate: NDArra
     n, k = pred.shape[:2]
     out = np.empty((n, k))
     for part in chunks(n, _CLIPS):
-        x = torch.from_numpy(np.asarray(pred[part], dtype=np.float32)).flatten(0, 1)
+        x = to_tensor(pred[part]).flatten(0, 1)
         clips, listeners = np.nonzero(appropriate[part])
         used, columns = np.unique(listeners, return_inverse=True)
-        y = torch.from_numpy(np.asarray(target[used], dtype=np.float32))
+        y = to_tensor(target[used])
         rows = clips[:, None] * k + np.arange(k)
         pairs = torch.from_numpy(np.stack([rows, np.broadcast_to(columns[:, None], rows.shape)], axis=-1).reshape(-1, 2))
         out[part] = least_warped(x, y, pairs.to(torch.int64)).reshape(-1, k).numpy()

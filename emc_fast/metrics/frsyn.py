@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..ops.lagged_correlation import lagged_correlation
-from ._inputs import ArrayLike, Protocol, as_clips, as_predictions, check_finite, check_protocol, chunks
+from ._inputs import ArrayLike, Protocol, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
 
 __all__ = ["frsyn", "max_lag_of", "synchrony_offsets"]
 
@@ -27,7 +27,7 @@ def max_lag_of(fps: int) -> int:
 
 
 def _published_score(x: NDArray[np.float32], y: NDArray[np.float32], lag: int) -> float:
-    """The mean over channels at one lag, rounded as the published code does: corrcoef in float64, each to float32, their mean in float32."""
+    """The mean over channels at one lag, rounded as the published code does: corrcoef in float64, each and their mean in float32."""
     a, b = (x[lag:], y[: len(y) - lag]) if lag >= 0 else (x[:lag], y[-lag:])
     return float(torch.tensor([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(x.shape[1])], dtype=torch.float32).mean())
 
@@ -65,13 +65,12 @@ def synchrony_offsets(
     max_lag = max_lag_of(fps)
     offsets: dict[Protocol, NDArray[np.int64]] = {protocol: np.empty(pred.shape[:2], dtype=np.int64) for protocol in protocols}
     for part in chunks(len(pred)):
-        x = np.ascontiguousarray(pred[part], dtype=np.float32)
-        y = np.ascontiguousarray(speaker[part], dtype=np.float32)
-        curves = lagged_correlation(torch.from_numpy(x), torch.from_numpy(y), max_lag).numpy()
+        x, y = to_tensor(pred[part]), to_tensor(speaker[part])
+        curves = lagged_correlation(x, y, max_lag).numpy()
         for n in range(len(x)):
             for k in range(x.shape[1]):
                 if "official" in offsets:
-                    offsets["official"][part.start + n, k] = _official(curves[n, k], x[n, k], y[n])
+                    offsets["official"][part.start + n, k] = _official(curves[n, k], x[n, k].numpy(), y[n].numpy())
                 if "fixed" in offsets:
                     offsets["fixed"][part.start + n, k] = _fixed(curves[n, k])
     return offsets

@@ -1,0 +1,217 @@
+"""``emc-fast evaluate``: every measure of one or several files of predictions, as published and mended, side by side."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..metrics import ClipTable
+
+_TITLES = {
+    "frcorr": "FRCorr ↑",
+    "frdist": "FRDist ↓",
+    "frdiv": "FRDiv ↑",
+    "frvar": "FRVar ↑",
+    "frdvs": "FRDvs ↑",
+    "frsyn": "FRSyn ↓",
+}
+
+
+def command(
+    predictions: Annotated[list[Path], typer.Argument(help="Files of shape [N,K,T,25], or folders that `emc-fast generate` wrote.")],
+    data: Annotated[Path, typer.Option(help="Tree in the REACT 2024 layout.")],
+    split: Annotated[str, typer.Option(help="Split that was predicted: train, val or test.")] = "val",
+    matrix: Annotated[Path | None, typer.Option(help="Another appropriateness matrix (.npy) than the split's own.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    per_clip: Annotated[bool, typer.Option("--per-clip", help="Put every clip's values into the JSON file too.")] = False,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Redrawn means for the confidence intervals; 0 for none.")] = 2000,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the redrawing.")] = 0,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second, for the lags of FRSyn.")] = 25,
+    plots: Annotated[Path | None, typer.Option(help="Write plots into this folder (needs the extra viz).")] = None,
+) -> None:
+    """Measure predictions against a split: FRCorr, FRDist, FRDiv, FRVar, FRDvs, FRSyn, by the published protocol and the mended one.
+
+    Under torchrun the clips are shared out: `torchrun --nproc-per-node 2 --no-python emc-fast evaluate ...`.
+    """
+    from rich.console import Console
+
+    from ..errors import DataError
+
+    if per_clip and json is None:
+        raise DataError("--per-clip puts values into the JSON file: give --json FILE as well")
+    if plots is not None:
+        from ..metrics.plots import require_matplotlib
+
+        require_matplotlib()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    console = Console(quiet=rank > 0)
+    notes = Console(stderr=True, quiet=rank > 0)
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+    try:
+        results = _measure(predictions, data, split, matrix, fps, notes, world)
+    finally:
+        if world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+    if rank > 0:
+        return
+    reports = [_report(path, table, bootstrap, level, seed) for path, _, table, _, _ in results]
+    for report in reports:
+        console.print(_table(report, level))
+    if json is not None:
+        if per_clip:
+            for report, (_, _, table, names, _) in zip(reports, results, strict=True):
+                report["names"] = names
+                report["per_clip"] = {
+                    protocol: {k: v.tolist() for k, v in table.per_clip(protocol).items()} for protocol in ("official", "fixed")
+                }
+        _write_json(json, {"data": str(data), "split": split, "fps": fps, "level": level, "results": reports})
+        console.print(f"figures are in {json}", soft_wrap=True)
+    if plots is not None:
+        from ..metrics.plots import save_plots
+
+        labels = _labels([path for path, *_ in results])
+        written = save_plots(
+            plots,
+            {
+                label: (table, pred, truth.target, truth.appropriate)
+                for label, (_, pred, table, _, truth) in zip(labels, results, strict=True)
+            },
+        )
+        console.print(f"{len(written)} plots are in {plots}", soft_wrap=True)
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """Short names of the files, all different: without what they have in common."""
+    parts = [(path if path.is_dir() else path.with_suffix("")).resolve().parts for path in paths]
+    skip = 0
+    while min(map(len, parts)) > skip + 1 and len({part[: skip + 1] for part in parts}) == 1:
+        skip += 1
+    return [f"{'/'.join(part[skip:])}{f' ({i})' if parts.index(part) < i else ''}" for i, part in enumerate(parts)]
+
+
+def _measure(
+    predictions: list[Path], data: Path, split: str, matrix: Path | None, fps: int, notes: Console, world: int
+) -> list[tuple[Path, NDArray[np.float32], ClipTable, list[str], Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from ..metrics import measure_clips
+    from ._truth import read_truth
+
+    files = [(path, _open(path)) for path in predictions]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    results = []
+    with Progress(*columns, console=notes, transient=True, disable=notes.quiet) as bar:
+        frames = min(pred.shape[2] for _, pred in files)
+        reading = bar.add_task("reading emotion")
+        truth = read_truth(
+            data, split, frames=_cut(frames), matrix=matrix, progress=lambda done, total: bar.update(reading, completed=done, total=total)
+        )
+        if len(truth.clips) < truth.total:
+            notes.print(f"{truth.total - len(truth.clips)} of {truth.total} clips lack an emotion file and are left out")
+        for path, pred in files:
+            _check_clips(path, pred, truth.total, data, split)
+            if pred.shape[2] > truth.target.shape[1]:
+                notes.print(f"{path}: {pred.shape[2]} frames are cut to {truth.target.shape[1]}", soft_wrap=True)
+            mine = pred[:, :, : truth.target.shape[1]]
+            mine = mine if len(truth.clips) == truth.total else mine[truth.clips]
+            task = bar.add_task(f"measuring {path.name}", total=len(mine) / world)
+            table = measure_clips(mine, truth.target, truth.speaker, truth.appropriate, fps=fps, progress=partial(bar.advance, task))
+            results.append((path, mine, table, truth.names, truth))
+    return results
+
+
+def _open(path: Path) -> NDArray[np.float32]:
+    import numpy as np
+
+    from ..errors import DataError
+
+    file = path / "prediction_emotion.npy" if path.is_dir() else path
+    try:
+        pred = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{file}: there is no such file; `emc-fast generate` writes prediction_emotion.npy") from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{file}: is not a .npy array of numbers ({error})") from error
+    if not isinstance(pred, np.ndarray) or pred.ndim != 4 or pred.shape[-1] != 25:
+        shape = getattr(pred, "shape", None)
+        raise DataError(f"{file}: has shape {shape}; [N,K,T,25] is taken: clips, draws, frames, and 15 AU, valence, arousal, 8 expressions")
+    return pred
+
+
+def _cut(frames: int) -> int:
+    # The published corpus has 751 pictures for 750 rows of emotion, and models that follow the pictures predict one frame too many.
+    return 750 if frames == 751 else frames
+
+
+def _check_clips(path: Path, pred: NDArray[np.float32], clips: int, data: Path, split: str) -> None:
+    from ..errors import DataError
+
+    if len(pred) != clips:
+        hint = "; the split's list is taken in both directions, all speakers first" if 2 * len(pred) == clips else ""
+        raise DataError(f"{path}: holds {len(pred)} clips, but split {split} of {data} has {clips}{hint}")
+
+
+def _report(path: Path, table: ClipTable, bootstrap: int, level: float, seed: int) -> dict[str, Any]:
+    from ..metrics import bootstrap_interval
+
+    report: dict[str, Any] = {"prediction": str(path), "clips": len(table), "draws": table.distance.shape[1]}
+    protocol: Any
+    for protocol in ("official", "fixed"):
+        report[protocol] = {}
+        values = table.per_clip(protocol)
+        for name, value in table.figures(protocol).items():
+            report[protocol][name] = {"value": value}
+            if bootstrap:
+                interval = bootstrap_interval(values[name], level=level, replicates=bootstrap, seed=seed)
+                report[protocol][name]["interval"] = list(interval)
+    return report
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2e}"
+
+
+def _table(report: dict[str, Any], level: float) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{report['prediction']}: {report['clips']} clips, {report['draws']} draws")
+    table.add_column("measure")
+    intervals = "interval" in report["official"]["frcorr"]
+    for protocol in ("official", "fixed"):
+        table.add_column(protocol, justify="right")
+        if intervals:
+            table.add_column(f"{level:.0%}", justify="center", style="dim")
+    for name, title in _TITLES.items():
+        cells = [title]
+        for protocol in ("official", "fixed"):
+            entry = report[protocol][name]
+            cells.append(_number(entry["value"]))
+            if intervals:
+                cells.append(" ... ".join(map(_number, entry["interval"])))
+        table.add_row(*cells)
+    return table
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from json import dumps
+
+    from .._version import __version__
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(dumps({"emc_fast": __version__, **content}, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
