@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["EMCConfig", "EMCModel", "EMCOutput", "__version__"]
 
 _HOME = {"EMCConfig": ".config", "EMCModel": ".model", "EMCOutput": ".model"}
-_MODULES = {"backbones", "config", "data", "errors", "losses", "model", "nn", "ops", "training", "viewer"}
+_MODULES = {"backbones", "config", "data", "errors", "losses", "metrics", "model", "nn", "ops", "training", "viewer"}
 
 
 def __getattr__(name: str) -> Any:
