@@ -88,17 +88,24 @@ EMC_INLINE F sqrt(F x) {
 }
 
 // Sum and maximum over the lanes, in a fixed order: halves folded onto each other.
+typedef float F4 __attribute__((vector_size(16)));
+template <class Fold>
+EMC_INLINE float reduce(F v, Fold fold) {
+#if defined(__AVX512F__)
+  const __m256 v8 = (__m256)fold(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  const F4 v4 = (F4)fold(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+#elif defined(__AVX2__)
+  const F4 v4 = (F4)fold(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+  const F4 v4 = (F4)v;
+#endif
+  return fold(fold(v4[0], v4[2]), fold(v4[1], v4[3]));
+}
 EMC_INLINE float sum(F v) {
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  return reduce(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 EMC_INLINE float max(F v) {
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-  return v[0];
+  return reduce(v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // --- 16-bit floats: bits widened to 32 <-> float, round to nearest even ---

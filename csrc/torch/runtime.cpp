@@ -53,8 +53,9 @@ bool poison_memory() { return poison.load(std::memory_order_relaxed); }
 #define EMC_EXPORT extern "C" __attribute__((visibility("default"), used))
 
 // Found by a search for its first words, without loading the file; emc_fast/ops/_library.py compares it with what it expects.
-EMC_EXPORT const char emc_fast_stamp[] = "emc_fast native library|version=" EMC_VERSION "|interface=1|processor=" EMC_PROCESSOR
-                                         "|isas=" EMC_ISA_LIST "|sources=" EMC_SOURCES "|compiler=" EMC_COMPILER "|cuda=" EMC_CUDA_STATUS "|";
+EMC_EXPORT const char emc_fast_stamp[] =
+    "emc_fast native library|version=" EMC_VERSION "|interface=1|processor=" EMC_PROCESSOR "|isas=" EMC_ISA_LIST "|sources=" EMC_SOURCES
+    "|compiler=" EMC_COMPILER "|cuda=" EMC_CUDA_STATUS "|";
 
 EMC_EXPORT const char* emc_fast_isa() { return emc::kNames[static_cast<int>(emc::isa())]; }
 // Take another instruction set (tests); 0, or 1 when this machine cannot run it.

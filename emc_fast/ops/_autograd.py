@@ -1,4 +1,4 @@
-"""Second derivatives: where a backward pass is itself to be differentiated, the definition takes the kernel's place."""
+"""How an operator is recorded for differentiation, and second derivatives by way of the definition."""
 
 from __future__ import annotations
 
@@ -7,6 +7,48 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._library import register_autograd
+
+
+def differentiable(name: str, *, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the raw operator ``name`` its derivative, and return the quick way to call it.
+
+    The derivative is registered with the dispatcher, for the compiler, export and everyone who calls the raw operator. That way costs several
+    microseconds of Python on every call, gradient or not; in eager mode the returned function goes past it: straight to the kernel when nothing
+    needs a gradient, through a plain ``autograd.Function`` when something does.
+
+    Args:
+        name: of a declared operator; its arguments are positional.
+        setup: ``setup(ctx, inputs, output)`` keeps what backward needs.
+        backward: ``backward(ctx, *grads)``, one entry per input.
+    """
+    register_autograd(name, backward, setup_context=setup)
+    raw = getattr(torch.ops.emc_fast, name).default
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = raw(*args)
+            setup(ctx=ctx, inputs=args, output=output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return raw(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return Recorded.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return raw(*args)
+
+    return call
 
 
 def wants_graph() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backend, _library
+from . import _autograd, _backend, _library
 from ._checks import FLOATING, check_probability, check_stream, check_tensor
 from .reference import philox as reference
 
@@ -34,10 +34,10 @@ def _dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _dropout_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The operator is linear and its own transpose: the mask is made again, and every further derivative is right as well."""
     seed, frame_offset = ctx.saved_tensors
-    return torch.ops.emc_fast.dropout(grad, seed, ctx.p, ctx.stream, frame_offset), None, None, None, None
+    return _dropout(grad, seed, ctx.p, ctx.stream, frame_offset), None, None, None, None
 
 
-_library.register_autograd("dropout", _dropout_backward, setup_context=_dropout_setup)
+_dropout = _autograd.differentiable("dropout", setup=_dropout_setup, backward=_dropout_backward)
 
 
 def draw_seed(device: torch.device | str | None = None, shape: Sequence[int] = (1,)) -> Tensor:
@@ -185,4 +185,4 @@ def dropout(x: Tensor, p: float, *, seed: Tensor | int | None = None, stream: in
     offset = as_frame_offset(frame_offset, x.device)
     if _backend.choose("dropout", x.device, x.dtype) == "reference":
         return reference.dropout(x, p, seed=seed, stream=stream, frame_offset=0 if offset is None else offset)
-    return torch.ops.emc_fast.dropout(x, seed, float(p), stream, offset)
+    return _dropout(x, seed, float(p), stream, offset)

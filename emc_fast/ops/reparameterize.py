@@ -49,7 +49,7 @@ def _backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None,
 
 _library.register_fake("reparameterize", _fake)
 _library.register_fake("reparameterize_backward", _fake_backward)
-_library.register_autograd("reparameterize", _backward, setup_context=_setup)
+_reparameterize = _autograd.differentiable("reparameterize", setup=_setup, backward=_backward)
 
 
 def reparameterize(
@@ -99,4 +99,4 @@ def reparameterize(
             raise ValueError("noise must not require a gradient: it is a constant of the draw; detach it")
     if _backend.choose("reparameterize", mu.device, mu.dtype) == "reference":
         return definition(mu, logvar, seed=seed, stream=stream, frame_offset=0 if offset is None else offset, noise=noise)
-    return torch.ops.emc_fast.reparameterize(mu, logvar, seed, stream, offset, noise)
+    return _reparameterize(mu, logvar, seed, stream, offset, noise)
