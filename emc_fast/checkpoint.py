@@ -93,6 +93,8 @@ class CheckpointMixin:
         config: Any = None,
         **unknown: Any,
     ) -> Self:
+        for name in ("proxies", "resume_download"):  # handed over by releases before 1.0, and not needed
+            unknown.pop(name, None)
         if unknown:
             raise TypeError(f"from_pretrained takes no {', '.join(sorted(unknown))}")
         if config is None:

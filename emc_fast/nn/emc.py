@@ -258,25 +258,16 @@ class EMC(nn.Module):
         seeds = torch.cat([seed_variant(seed, i) for i in range(len(distinct))])
         encoded = ea.encode_emotion(values, key_mask=known, seed=seeds, causal=causal, window=window)
 
-        chunks = list(zip(encoded.chunk(len(distinct)), masks, strict=True))
-        parts = []
-        for emotion in emotions:
-            place = next(i for i, other in enumerate(distinct) if other is emotion)
-            parts.append(Emotion(chunks[place][0], chunks[place][1]).repeat(draws))
-        emotion_mask = None if any(part.mask is None for part in parts) else _cat([part.mask for part in parts])
+        # Back from one row for each distinct emotion to one for each of the features.
+        parts = encoded.chunk(len(distinct))
+        places = [next(i for i, other in enumerate(distinct) if other is emotion) for emotion in emotions]
+        if len(places) > 1:
+            encoded = torch.cat([parts[place] for place in places])
+            known = None if known is None else torch.cat([known.chunk(len(distinct))[place] for place in places])
         if mask is not None:
             mask = mask.repeat_interleave(draws, 0).repeat(len(features), 1)
         seeds = torch.cat([fold_seeds(seed_variant(seed, i), draws) for i in range(len(features))])
-        return ea(
-            stacked,
-            None,
-            encoded=_cat([part.values for part in parts]),
-            key_mask=mask,
-            emotion_mask=emotion_mask,
-            seed=seeds,
-            causal=causal,
-            window=window,
-        )
+        return ea(stacked, None, encoded=encoded, key_mask=mask, emotion_mask=known, seed=seeds, causal=causal, window=window)
 
     def enhance(self, streams: Streams, backbone: Backbone, seed: Tensor) -> tuple[Tensor, int]:
         """U-EA on both real streams, the backbone's fusion, M-EA.
@@ -364,7 +355,3 @@ class EMC(nn.Module):
 
 _NONE = Emotion(torch.empty(0), None)
 """Stands for the emotion where none is used; never read."""
-
-
-def _cat(parts: list) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

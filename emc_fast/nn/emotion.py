@@ -49,15 +49,6 @@ class Emotion(NamedTuple):
         """Frames `first` to `stop`."""
         return Emotion(self.values[:, first:stop], None if self.mask is None else self.mask[:, first:stop])
 
-    def repeat(self, draws: int) -> Emotion:
-        """Each clip `draws` times, side by side."""
-        if draws == 1:
-            return self
-        return Emotion(
-            self.values.repeat_interleave(draws, 0),
-            None if self.mask is None else self.mask.repeat_interleave(draws, 0),
-        )
-
 
 class EmotionView(NamedTuple):
     """The emotions of one fusion: for the face stream, the speech stream and the fused sequence."""

@@ -157,26 +157,37 @@ class EmotionAwareAttention(nn.Module):
         """Features with the emotion taken in.
 
         Args:
-            features: (B, T, d).
+            features: (B, T, d), or (B * K, T, d) for K draws, side by side, under one emotion.
             emotion: (B, S, d), usually S = T; not read when `encoded` is given.
-            key_mask: (B, T) bool, frames of the features that may be attended; None = all.
+            key_mask: (B, T) or (B * K, T) bool as the features, frames of them that may be attended; None = all.
             emotion_mask: (B, S) bool, frames that have an emotion; None takes `key_mask` where S = T, else all.
             causal: no later frame is seen; with S > T the last frames of both coincide.
             window: of the frames that may be seen only the last so many.
-            seed: int64 (B,) or (1,), for dropout in training.
+            seed: int64, for dropout in training: (1,), or one for each row of the features.
             encoded: e' (B, S, d) from `encode_emotion`.
 
         Returns:
-            (B, T, d).
+            As the features.
         """
         memory = emotion if encoded is None else encoded
         if memory is None:
             raise ValueError("EmotionAwareAttention takes an emotion (B, S, d), or its encoded form; got None for both")
-        if emotion_mask is None and memory.shape[1] == features.shape[1]:
-            emotion_mask = key_mask
+        draws = features.shape[0] // memory.shape[0]
+        if emotion_mask is None and key_mask is not None and memory.shape[1] == features.shape[1]:
+            emotion_mask = key_mask[::draws]
         if encoded is None:
-            encoded = self.encode_emotion(memory, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
+            seeds = seed if seed is None or seed.shape[0] == 1 else seed[::draws]
+            encoded = self.encode_emotion(memory, key_mask=emotion_mask, causal=causal, window=window, seed=seeds)
         attended = self.features(features, key_mask=key_mask, causal=causal, window=window, seed=seed)
+        if draws == 1:
+            return self.cross(attended, encoded, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
+        if not causal and not self.training:
+            # Queries of all draws side by side: keys and values are projected once for all of them.
+            rows, frames, d = attended.shape
+            queries = attended.reshape(rows // draws, draws * frames, d)
+            return self.cross(queries, encoded, key_mask=emotion_mask).view(rows, frames, d)
+        encoded = encoded.repeat_interleave(draws, 0)
+        emotion_mask = None if emotion_mask is None else emotion_mask.repeat_interleave(draws, 0)
         return self.cross(attended, encoded, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
 
 
@@ -204,10 +215,15 @@ class EmotionAddNorm(nn.Module):
         encoded: Tensor | None = None,
         **_: object,
     ) -> Tensor:
-        """LayerNorm(features + emotion) for features (B, T, d); of a longer emotion (B, S, d) the last T frames are taken."""
+        """LayerNorm(features + emotion).
+
+        Features are (B, T, d), or (B * K, T, d) for K draws under one emotion (B, S, d); of a longer emotion the last T frames count.
+        """
         if encoded is None:
             if emotion is None:
                 raise ValueError("EmotionAddNorm takes an emotion (B, S, d), or its encoded form; got None for both")
             encoded = self.encode_emotion(emotion, key_mask=emotion_mask)
-        total = features + encoded[:, encoded.shape[1] - features.shape[1] :]
+        rows, frames, d = features.shape
+        total = features.view(encoded.shape[0], -1, frames, d) + encoded[:, None, encoded.shape[1] - frames :]
+        total = total.view(rows, frames, d)
         return F.layer_norm(total, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)

@@ -76,6 +76,22 @@ def test_emotion_aware_attention_is_its_three_blocks(norm, causal, window):
     assert torch.equal(again, actual)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["attention", "add_norm"])
+def test_draws_share_their_clips_emotion(kind, causal):
+    ea = randomise(EmotionAwareAttention(D, H) if kind == "attention" else EmotionAddNorm(D))
+    f, e = torch.randn(B * 3, T, D).double(), torch.randn(B, S, D).double()
+    emotion_mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 1, 0, 1, 1]]).bool()
+    shared = ea(f, e, emotion_mask=emotion_mask, causal=causal)
+    repeated = ea(f, e.repeat_interleave(3, 0), emotion_mask=emotion_mask.repeat_interleave(3, 0), causal=causal)
+    torch.testing.assert_close(shared, repeated, rtol=1e-10, atol=1e-12)
+    short = e[:, :T]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    shared = ea(f, short, key_mask=mask.repeat_interleave(3, 0), emotion_mask=mask)
+    if kind == "attention":
+        torch.testing.assert_close(shared, ea(f, short, key_mask=mask.repeat_interleave(3, 0)), rtol=1e-10, atol=1e-12)
+
+
 def test_emotion_aware_attention_takes_the_features_mask_for_the_emotion_of_the_same_frames():
     ea = randomise(EmotionAwareAttention(D, H))
     f, e = torch.randn(B, T, D).double(), torch.randn(B, T, D).double()
