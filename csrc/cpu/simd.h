@@ -172,10 +172,11 @@ EMC_INLINE void store(BFloat16* p, F v) {
 EMC_INLINE F load_n(const float* p, int64_t n) {
 #if defined(__AVX512F__)
   return (F)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+#elif defined(__AVX2__)
+  return (F)_mm256_maskload_ps(p, (__m256i)((I)iota() < static_cast<int32_t>(n)));
 #else
   F v = {};
-  for (int i = 0; i < W; ++i)
-    if (i < n) v[i] = p[i];
+  std::memcpy(&v, p, static_cast<size_t>(n) * sizeof *p);
   return v;
 #endif
 }
@@ -184,8 +185,7 @@ EMC_INLINE U16 load_bits_n(const void* p, int64_t n) {
   return (U16)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1u), p);
 #else
   U16 v = {};
-  for (int i = 0; i < W; ++i)
-    if (i < n) v[i] = static_cast<const uint16_t*>(p)[i];
+  std::memcpy(&v, p, static_cast<size_t>(n) * 2);
   return v;
 #endif
 }
@@ -194,15 +194,13 @@ EMC_INLINE F load_n(const BFloat16* p, int64_t n) { return bfloat_to_float(load_
 EMC_INLINE void store_n(float* p, F v, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, (__m256i)((I)iota() < static_cast<int32_t>(n)), (__m256)v);
 #else
-  for (int i = 0; i < W; ++i)
-    if (i < n) p[i] = v[i];
+  std::memcpy(p, &v, static_cast<size_t>(n) * sizeof *p);
 #endif
 }
-EMC_INLINE void store_bits_n(void* p, U16 h, int64_t n) {
-  for (int i = 0; i < W; ++i)
-    if (i < n) static_cast<uint16_t*>(p)[i] = h[i];
-}
+EMC_INLINE void store_bits_n(void* p, U16 h, int64_t n) { std::memcpy(p, &h, static_cast<size_t>(n) * 2); }
 EMC_INLINE void store_n(Half* p, F v, int64_t n) { store_bits_n(p, float_to_half(v), n); }
 EMC_INLINE void store_n(BFloat16* p, F v, int64_t n) { store_bits_n(p, float_to_bfloat(v), n); }
 

@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reference.fusion_kl import fusion_kl as _reference
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_REDUCTIONS = ("mean", "sum", "none")
-_PAIRS = ("real", "comp_face", "comp_speech")
+from . import _autograd, _backend, _library
+from ._checks import check_same, check_tensor
+from .reference.fusion_kl import fusion_kl as _definition
 
 Gaussian = tuple[Tensor, Tensor | None]
+
+#: Numbers of the raw operators for the reductions; csrc/torch/fusion_kl.cpp has the same.
+REDUCTIONS = ("mean", "sum", "none")
+
+_INPUTS = "Tensor mu_real, Tensor? logvar_real, Tensor mu_face, Tensor? logvar_face, Tensor mu_speech, Tensor? logvar_speech, Tensor? mask"
+_library.define(f"fusion_kl({_INPUTS}, int reduction) -> Tensor")
+_library.define(f"fusion_kl_backward(Tensor grad, {_INPUTS}, int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+_backend.register_operator("fusion_kl")
+
+
+def loss_like(rows: Tensor, reduction: int) -> Tensor:
+    """An empty loss for distributions ``rows`` (..., D)."""
+    return rows.new_empty(rows.shape[:-1] if REDUCTIONS[reduction] == "none" else (), dtype=torch.float32)
+
+
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    mu_real, logvar_real, mu_face, logvar_face, mu_speech, logvar_speech, _mask, _reduction = arguments
+    inputs = (mu_real, mu_face, mu_speech, logvar_real, logvar_face, logvar_speech)
+    return tuple(mu_real.new_empty((0,)) if x is None else x.new_empty(x.shape) for x in inputs)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.reduction = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, mask = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:6]
+    if _autograd.wants_graph():
+        return (
+            *_autograd.backward_of_definition(
+                lambda *x: _definition(*x, mask=mask, reduction=REDUCTIONS[ctx.reduction]), inputs, needed, (grad,)
+            ),
+            None,
+            None,
+        )
+    # The raw operator puts the means first and then the log-variances.
+    found = torch.ops.emc_fast.fusion_kl_backward(grad, *inputs, mask, ctx.reduction)
+    paired = (found[0], found[3], found[1], found[4], found[2], found[5])
+    return *(x if need else None for x, need in zip(paired, needed, strict=True)), None, None
+
+
+_library.register_fake("fusion_kl", lambda mu_real, *rest: loss_like(mu_real, rest[-1]))
+_library.register_fake("fusion_kl_backward", _backward_fake)
+_library.register_autograd("fusion_kl", _backward, setup_context=_setup)
 
 
 def fusion_kl(real: Gaussian, comp_face: Gaussian, comp_speech: Gaussian, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
@@ -40,65 +85,51 @@ def fusion_kl(real: Gaussian, comp_face: Gaussian, comp_speech: Gaussian, *, mas
         ValueError: shapes or devices that differ, a logvar in some pairs only, an unknown reduction.
 
     """
-    names, tensors = [], []
-    for name, pair in zip(_PAIRS, (real, comp_face, comp_speech), strict=True):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"fusion_kl: {name} must be a pair (mu, logvar) or (mu, None), got {_describe(pair)}")
-        names += [f"{name}[0] (mu)", f"{name}[1] (logvar)"]
-        tensors += list(pair)
-    given = [name for name, tensor in zip(names[1::2], tensors[1::2], strict=True) if tensor is not None]
-    if given and len(given) < 3:
-        missing = next(name for name in names[1::2] if name not in given)
-        raise ValueError(f"fusion_kl: give a logvar in all three pairs or in none (unit variance); {missing} is None but {given[0]} is not")
-    if not given:
-        names, tensors = names[::2], tensors[::2]
-    tensors = check_inputs("fusion_kl", names, tensors, mask, reduction)
-    arguments = tensors if given else [x for mu in tensors for x in (mu, None)]
-    return _reference(*arguments, mask, reduction)
+    means: dict[str, Tensor] = {}
+    logvars: dict[str, Tensor] = {}
+    for name, pair in zip(("real", "comp_face", "comp_speech"), (real, comp_face, comp_speech), strict=True):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            got = f"{len(pair)} items" if isinstance(pair, tuple | list) else type(pair).__name__
+            raise TypeError(f"{name} must be a pair (mu, logvar) or (mu, None), got {got}")
+        means[f"{name}[0] (mu)"] = pair[0]
+        if pair[1] is not None:
+            logvars[f"{name}[1] (logvar)"] = pair[1]
+        elif logvars:
+            raise ValueError(f"a logvar must be given in all three pairs or, for unit variance, in none: {name}[1] (logvar) is None")
+    if len(logvars) not in (0, 3):
+        raise ValueError("a logvar must be given in all three pairs or, for unit variance, in none: real[1] (logvar) is None")
+    found, mask = check_distributions(means | logvars, mask, reduction)
+    arguments = [x for k in range(3) for x in (found[k], found[3 + k] if logvars else None)]
+    if _backend.choose("fusion_kl", found[0].device, found[0].dtype) == "reference":
+        return _definition(*arguments, mask=mask, reduction=reduction)  # type: ignore[arg-type]
+    return torch.ops.emc_fast.fusion_kl(*arguments, mask, REDUCTIONS.index(reduction))
 
 
-def check_inputs(op: str, names: Sequence[str], tensors: Sequence[Tensor], mask: Tensor | None, reduction: str) -> list[Tensor]:
-    """Refuse what the fusion losses do not take; return the tensors, of one dtype (under autocast mixed ones become float32)."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{op}: reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
-    for name, tensor in zip(names, tensors, strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {_describe(tensor)}")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
-    first = tensors[0]
-    if first.ndim == 0:
-        raise ValueError(f"{op}: {names[0]} must have at least one dimension (..., D), got a scalar")
-    for name, tensor in zip(names, tensors, strict=True):
-        if tensor.shape != first.shape:
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, but {names[0]} has {tuple(first.shape)}; all must be the same")
-        if tensor.device != first.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, but {names[0]} on {first.device}")
-    if any(tensor.dtype != first.dtype for tensor in tensors):
-        # A loss is of torch's float32 kind under autocast: there alone may a float16 mean meet a float32 variance.
-        if not torch.is_autocast_enabled(first.device.type):
-            odd = next(i for i, tensor in enumerate(tensors) if tensor.dtype != first.dtype)
-            raise TypeError(f"{op}: {names[odd]} is {tensors[odd].dtype}, but {names[0]} is {first.dtype}; all must be the same")
-        tensors = [tensor.to(torch.float32) for tensor in tensors]
-    if mask is not None:
-        _check_mask(op, mask, first)
-    return list(tensors)
+def check_distributions(tensors: Mapping[str, Tensor], mask: Tensor | None, reduction: str) -> tuple[list[Tensor], Tensor | None]:
+    """Refuse what the fusion losses do not take. ``tensors`` are named as an error names them.
+
+    Returns:
+        The tensors, all of one dtype (under autocast mixed ones become float32), and the mask at the full leading shape.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor, min_dim=1)
+    (first_name, first), *others = tensors.items()
+    if any(tensor.dtype != first.dtype for _, tensor in others) and torch.is_autocast_enabled(first.device.type):
+        # A loss is of autocast's float32 kind: there, and only there, may a float16 mean meet a float32 log-variance.
+        first = first.to(torch.float32)
+        others = [(name, tensor.to(torch.float32)) for name, tensor in others]
+    for name, tensor in others:
+        check_same(name, tensor, first_name, first)
+    return [first, *(tensor for _, tensor in others)], None if mask is None else _full_mask(mask, first)
 
 
-def _check_mask(op: str, mask: Tensor, first: Tensor) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{op}: mask must be a bool tensor or None, got {_describe(mask)}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{op}: mask must be bool (True where a row counts), got {mask.dtype}")
+def _full_mask(mask: Tensor, first: Tensor) -> Tensor:
+    check_tensor("mask", mask, dtypes=(torch.bool,))
     if mask.device != first.device:
-        raise ValueError(f"{op}: mask is on {mask.device}, but the distributions on {first.device}")
+        raise ValueError(f"mask must be on the device of the distributions, {first.device}, got {mask.device}")
     lead = first.shape[:-1]
-    fits = mask.ndim <= len(lead) and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(lead), strict=False))
-    if not fits:
-        raise ValueError(f"{op}: mask has shape {tuple(mask.shape)}, which does not broadcast to the leading dimensions {tuple(lead)}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"{type(value).__name__}"
+    if mask.dim() > len(lead) or any(m not in (1, n) for m, n in zip(mask.shape[::-1], lead[::-1], strict=False)):
+        raise ValueError(f"mask must broadcast to the leading dimensions {tuple(lead)}, got shape {tuple(mask.shape)}")
+    return mask if mask.shape == lead else mask.expand(lead)

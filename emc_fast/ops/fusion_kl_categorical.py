@@ -2,10 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from .fusion_kl import check_inputs
-from .reference.fusion_kl_categorical import fusion_kl_categorical as _reference
+from . import _autograd, _backend, _library
+from .fusion_kl import REDUCTIONS, check_distributions, loss_like
+from .reference.fusion_kl_categorical import fusion_kl_categorical as _definition
+
+#: Numbers per row that the forward pass keeps for the backward pass; csrc/cpu/fusion_kl_kernels.h has the same.
+_STATS = 12
+
+_INPUTS = "Tensor real, Tensor comp_face, Tensor comp_speech"
+_library.define(f"fusion_kl_categorical({_INPUTS}, Tensor? mask, int reduction) -> (Tensor, Tensor)")
+_library.define(
+    f"fusion_kl_categorical_backward(Tensor grad, {_INPUTS}, Tensor stats, Tensor? mask, int reduction) -> (Tensor, Tensor, Tensor)"
+)
+_backend.register_operator("fusion_kl_categorical")
+
+
+def _fake(real: Tensor, comp_face: Tensor, comp_speech: Tensor, mask: Tensor | None, reduction: int) -> tuple[Tensor, Tensor]:
+    return loss_like(real, reduction), real.new_empty((*real.shape[:-1], _STATS), dtype=torch.float32)
+
+
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in arguments[:3])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.reduction = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    *inputs, mask, stats = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    if _autograd.wants_graph():
+        return (
+            *_autograd.backward_of_definition(
+                lambda *x: _definition(*x, mask=mask, reduction=REDUCTIONS[ctx.reduction]), inputs, needed, (grad,)
+            ),
+            None,
+            None,
+        )
+    found = torch.ops.emc_fast.fusion_kl_categorical_backward(grad, *inputs, stats, mask, ctx.reduction)
+    return *(x if need else None for x, need in zip(found, needed, strict=True)), None, None
+
+
+_library.register_fake("fusion_kl_categorical", _fake)
+_library.register_fake("fusion_kl_categorical_backward", _backward_fake)
+_library.register_autograd("fusion_kl_categorical", _backward, setup_context=_setup)
 
 
 def fusion_kl_categorical(
@@ -36,6 +84,7 @@ def fusion_kl_categorical(
         ValueError: shapes or devices that differ, an unknown reduction.
 
     """
-    names = ("real", "comp_face", "comp_speech")
-    tensors = check_inputs("fusion_kl_categorical", names, (real, comp_face, comp_speech), mask, reduction)
-    return _reference(*tensors, mask, reduction)
+    tensors, mask = check_distributions({"real": real, "comp_face": comp_face, "comp_speech": comp_speech}, mask, reduction)
+    if _backend.choose("fusion_kl_categorical", tensors[0].device, tensors[0].dtype) == "reference":
+        return _definition(*tensors, mask=mask, reduction=reduction)
+    return torch.ops.emc_fast.fusion_kl_categorical(*tensors, mask, REDUCTIONS.index(reduction))[0]

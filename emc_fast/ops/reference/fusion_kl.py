@@ -49,8 +49,9 @@ def fusion_kl(
     logvar_face: Tensor | None,
     mu_speech: Tensor,
     logvar_speech: Tensor | None,
-    mask: Tensor | None,
-    reduction: str,
+    *,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """KL(real || comp_face) + KL(real || comp_speech) + KL(comp_face || comp_speech) of diagonal Gaussians.
 

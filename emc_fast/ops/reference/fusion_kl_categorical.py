@@ -14,7 +14,9 @@ def _categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * ratio).sum(-1)
 
 
-def fusion_kl_categorical(real: Tensor, comp_face: Tensor, comp_speech: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+def fusion_kl_categorical(
+    real: Tensor, comp_face: Tensor, comp_speech: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
     """KL(real || comp_face) + KL(real || comp_speech) + KL(comp_face || comp_speech) of logits (..., V).
 
     Equation 14 of the paper; see :func:`emc_fast.ops.fusion_kl_categorical` for the arguments, which are taken as checked here.

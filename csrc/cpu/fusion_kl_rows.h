@@ -1,0 +1,174 @@
+// What the kernels of both fusion losses share: walking rows, and exponentials whose parts stay apart.
+#pragma once
+
+#include "fusion_kl_kernels.h"
+#include "simd.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+// A position in the outer dimensions; divides only where a block begins.
+class Cursor {
+ public:
+  EMC_INLINE Cursor(const FusionKl& args, int64_t row) : args_(args) {
+    for (int d = args.outer - 1; d >= 0; --d) {
+      at_[d] = row % args.sizes[d];
+      row /= args.sizes[d];
+    }
+  }
+  EMC_INLINE void next() {
+    for (int d = args_.outer - 1; d >= 0; --d) {
+      if (++at_[d] < args_.sizes[d]) return;
+      at_[d] = 0;
+    }
+  }
+  template <class T>
+  EMC_INLINE const T* row(const FusionKl::Operand& operand) const {
+    int64_t offset = 0;
+    for (int d = 0; d < args_.outer; ++d) offset += at_[d] * operand.outer[d];
+    return static_cast<const T*>(operand.data) + offset;
+  }
+  EMC_INLINE bool counts() const { return args_.mask.data == nullptr || *row<uint8_t>(args_.mask) != 0; }
+  EMC_INLINE float grad() const { return args_.scale * *row<float>(args_.grad); }
+
+ private:
+  const FusionKl& args_;
+  int64_t at_[FusionKl::kMaxOuter];
+};
+
+// A row is taken in pieces. What is summed over a piece in float32 is added up in float64, so that a long row is as exact as a short one;
+// and a piece with a stride is gathered first, so that the arithmetic is compiled for dense rows alone.
+constexpr int64_t kPiece = 16 * W;
+
+template <class T>
+__attribute__((noinline)) void gather(const T* from, int64_t stride, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
+}
+
+template <class T, int kInputs>
+class Row {
+ public:
+  EMC_INLINE Row(const FusionKl& args, const Cursor& cursor) : args_(args) {
+    for (int k = 0; k < kInputs; ++k) row_[k] = cursor.row<T>(args.input[k]);
+  }
+  // Calls visit(first element, count) for each piece, after which read(k, i, ...) gives its elements from i on.
+  template <class Visit>
+  EMC_INLINE void for_pieces(const Visit& visit) {
+    for (int64_t first = 0; first < args_.width; first += kPiece) {
+      const int64_t n = args_.width - first < kPiece ? args_.width - first : kPiece;
+      for (int k = 0; k < kInputs; ++k) {
+        const int64_t stride = args_.input[k].stride;
+        at_[k] = row_[k] + first * stride;
+        if (stride != 1) {
+          gather(at_[k], stride, n, gathered_[k]);
+          at_[k] = gathered_[k];
+        }
+      }
+      visit(first, n);
+    }
+  }
+  // W elements, or the `left` that are left and zeros.
+  EMC_INLINE void read(int64_t i, int64_t left, F (&x)[kInputs]) const {
+    if (__builtin_expect(left >= W, 1)) {
+      for (int k = 0; k < kInputs; ++k) x[k] = load(at_[k] + i);
+    } else {
+      for (int k = 0; k < kInputs; ++k) x[k] = load_n(at_[k] + i, left);
+    }
+  }
+
+ private:
+  const FusionKl& args_;
+  const T* row_[kInputs];
+  const T* at_[kInputs];
+  T gathered_[kInputs][kPiece];
+};
+
+template <class T, int kOutputs>
+EMC_INLINE void write(T* const* out, int64_t i, int64_t left, const F (&x)[kOutputs]) {
+  if (__builtin_expect(left >= W, 1)) {
+    for (int k = 0; k < kOutputs; ++k) store(out[k] + i, x[k]);
+  } else {
+    for (int k = 0; k < kOutputs; ++k) store_n(out[k] + i, x[k], left);
+  }
+}
+
+// Forward over blocks: loss(cursor, row) of each row that counts.
+template <class Loss>
+EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, const Loss& loss) {
+  for (int64_t block = begin; block < end; ++block) {
+    int64_t row = block * FusionKl::kRowsPerBlock;
+    const int64_t last = row + FusionKl::kRowsPerBlock < args.rows ? row + FusionKl::kRowsPerBlock : args.rows;
+    double sum = 0.0;
+    for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
+      const double value = cursor.counts() ? loss(cursor, row) : 0.0;
+      if (args.row_loss != nullptr) args.row_loss[row] = static_cast<float>(value);
+      sum += value;
+    }
+    if (args.block_loss != nullptr) args.block_loss[block] = sum;
+  }
+}
+
+// Backward over blocks: differentiate(cursor, row, out) of each row that counts; the gradients of the others are zero.
+template <class T, int kInputs, class Differentiate>
+EMC_INLINE void differentiate_blocks(const FusionKl& args, int64_t begin, int64_t end, const Differentiate& differentiate) {
+  int64_t row = begin * FusionKl::kRowsPerBlock;
+  const int64_t last = end * FusionKl::kRowsPerBlock < args.rows ? end * FusionKl::kRowsPerBlock : args.rows;
+  for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
+    T* out[kInputs];
+    for (int k = 0; k < kInputs; ++k) out[k] = static_cast<T*>(args.grad_input[k]) + row * args.width;
+    if (cursor.counts()) {
+      differentiate(cursor, row, out);
+    } else {
+      for (int k = 0; k < kInputs; ++k) std::memset(out[k], 0, static_cast<size_t>(args.width) * sizeof(T));
+    }
+  }
+}
+
+// The nearest integer n to x, and 2^n if n is within [-126, 127].
+struct Rounded {
+  F shifted;  // adding 1.5 * 2^23 leaves no bit below the units: n stands in the low bits of the mantissa
+
+  EMC_INLINE explicit Rounded(F x) : shifted(x + 0x1.8p23f) {}
+  EMC_INLINE F integer() const { return shifted - 0x1.8p23f; }
+  EMC_INLINE F power() const { return (F)(((U)shifted << 23) + 0x3f800000u); }
+};
+
+EMC_INLINE F at_most(F x, float bound) { return x > bound ? splat(bound) : x; }  // a NaN stays
+EMC_INLINE F at_least(F x, float bound) { return x < bound ? splat(bound) : x; }
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2, in parts: e^x - 1 and e^x - 1 - x are put together without the cancellation that a finished e^x
+// brings.
+struct Exponential {
+  F scale;      // 2^n
+  F integer;    // n
+  F r;          // x - n ln 2; far from 0 where n had to be bounded
+  F bounded;    // r, but not below -1: 2^n has already taken such a term below the last bit
+  F curvature;  // e^r - 1 - r
+
+  EMC_INLINE explicit Exponential(F x) {
+    const Rounded n(at_least(at_most(x * 1.44269504f, 127.0f), -126.0f));
+    scale = n.power();
+    integer = n.integer();
+    r = (x - integer * 0.693359375f) + integer * 2.12194440e-4f;  // ln 2 in two parts; n times the first is exact
+    bounded = at_least(r, -1.0f);
+    F p = splat(1.985780254e-4f);  // minimax of (e^r - 1 - r) / r^2, relative error 3e-9
+    p = p * bounded + 1.393360668e-3f;
+    p = p * bounded + 8.333360776e-3f;
+    p = p * bounded + 4.166646674e-2f;
+    p = p * bounded + 1.666666716e-1f;
+    p = p * bounded + 0.5f;
+    curvature = p * (bounded * bounded);
+  }
+  // e^x, 0 below the normal numbers
+  EMC_INLINE F value() const { return r < -1.0f ? splat(0.0f) : scale * (1.0f + (bounded + curvature)); }
+  // e^x - 1
+  EMC_INLINE F minus_one() const { return scale * (bounded + curvature) + (scale - 1.0f); }
+  // e^x - 1 - x, never negative; with n = 0 the polynomial alone
+  EMC_INLINE F minus_tangent() const {
+    const F whole = scale - 1.0f;
+    return scale * curvature + (whole * r + (whole - integer * 0.693147182f));
+  }
+};
+
+}  // namespace
+}  // namespace emc::EMC_ISA
