@@ -58,6 +58,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         mirror: also hold every pair with the roles swapped, as the published lists do.
         seed: of swaps and crops.
         cache_dir: folder of the feature cache, brought up to date first; None reads and computes each time.
+        fps: video frames per second of a tree; another kind of corpus brings its own.
         input: ``"features"`` or ``"image"``, the form of the face.
         speech_emotion: recogniser ``(waveform, sample_rate, *, fps) -> (T, 10)`` for clips without precomputed speech emotion.
         mean_face: (58,) to subtract; default: the tree's ``mean_face.npy``, else the mean over the training clips.
@@ -79,6 +80,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         mirror: bool = True,
         seed: int = 0,
         cache_dir: str | Path | None = None,
+        fps: float = 25.0,
         input: str = "features",
         speech_emotion: SpeechEmotion | None = None,
         mean_face: NDArray[np.float32] | None = None,
@@ -90,7 +92,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         if input not in ("features", "image"):
             raise ValueError(f"input must be 'features' or 'image', got {input!r}")
         self.corpus: Corpus
-        self.corpus = React2024(root, split, mirror=mirror) if isinstance(root, str | Path) else root
+        self.corpus = React2024(root, split, mirror=mirror, fps=fps) if isinstance(root, str | Path) else root
         self.split = split
         self.clip_length, self.random_crop, self.swap_roles, self.seed, self.input = clip_length, random_crop, swap_roles, seed, input
         self.options = FeatureOptions(self.corpus.fps, speech_emotion or prosodic_emotion)

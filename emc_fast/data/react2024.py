@@ -87,14 +87,14 @@ class React2024:
         root: the folder that holds the lists.
         split: ``train``, ``val`` or ``test``.
         mirror: also take every pair with the roles swapped, after all the listed ones (the order of the published matrices).
+        fps: video frames per second; 25 in the corpus as published.
 
     Raises:
         DataError: the tree or list is absent or malformed, or a listed clip has no file at all.
     """
 
-    fps = 25.0
-
-    def __init__(self, root: str | Path, split: str, *, mirror: bool = True) -> None:
+    def __init__(self, root: str | Path, split: str, *, mirror: bool = True, fps: float = 25.0) -> None:
+        self.fps = fps
         self.root = Path(root)
         self.split = split
         self.mirrored = mirror
@@ -142,7 +142,7 @@ class React2024:
 
     def training_clips(self) -> Sequence[RoleClip]:
         """Clips over which a mean face is computed where none comes with the tree."""
-        return self.clips if self.split == "train" else React2024(self.root, "train", mirror=False).clips
+        return self.clips if self.split == "train" else React2024(self.root, "train", mirror=False, fps=self.fps).clips
 
     def appropriate(self) -> NDArray[np.bool_]:
         """The matrix of the split, cut to the listed roles if ``mirror`` is off; DataError where it is absent or of another size."""

@@ -70,7 +70,7 @@ def _between_frames(series: NDArray, size: int, samples: int) -> NDArray[np.floa
     values = np.concatenate([series[:1], series, series[-1:]]).astype(np.float32)  # held before the first centre and behind the last
     share = (np.arange(size, dtype=np.float32) + 0.5) / size
     lines = values[:-1, None] + np.diff(values)[:, None] * share
-    return lines.reshape(-1)[size // 2 :][:samples]
+    return lines.reshape(-1)[size // 2 :][:samples].astype(np.float32, copy=False)
 
 
 def _formants(hertz: NDArray[np.float32], centres: list[float], size: float) -> NDArray[np.float32]:
