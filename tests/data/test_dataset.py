@@ -70,8 +70,8 @@ def test_an_item_is_what_the_files_hold(tree):
     assert (item["length"], item["index"], item["name"]) == (60, 1, speaker.name)
 
 
-def test_mirrored_order(tree):
-    data = REACTDataset(tree, "val")
+def test_mirrored_order(tree, tmp_path):
+    data = REACTDataset(tree, "val", cache_dir=tmp_path, progress=False)
     assert len(data) == 8
     for i in range(4):
         np.testing.assert_array_equal(data[i]["target_emotion"], data[i + 4]["face_emotion"])
@@ -89,8 +89,8 @@ def test_both_sites_are_found_by_their_other_names(tree):
     assert {clip.coefficients.parent.name for clip in recola} == {"P25", "P26"}
 
 
-def test_swaps_and_crops_follow_seed_epoch_and_index_alone(tree):
-    options = {"clip_length": 20, "random_crop": True, "swap_roles": True}
+def test_swaps_and_crops_follow_seed_epoch_and_index_alone(tree, tmp_path):
+    options = {"clip_length": 20, "random_crop": True, "swap_roles": True, "cache_dir": tmp_path, "progress": False}
     first, second = REACTDataset(tree, "val", seed=5, **options), REACTDataset(tree, "val", seed=5, **options)
     items = [first[i] for i in range(8)]
     for i in reversed(range(8)):
@@ -103,9 +103,9 @@ def test_swaps_and_crops_follow_seed_epoch_and_index_alone(tree):
     assert any(not torch.equal(other[i]["speech"], items[i]["speech"]) for i in range(8))
 
 
-def test_a_swapped_item_carries_its_row_of_the_matrix(tree):
-    plain = REACTDataset(tree, "val")
-    swapping = REACTDataset(tree, "val", swap_roles=True)
+def test_a_swapped_item_carries_its_row_of_the_matrix(tree, tmp_path):
+    plain = REACTDataset(tree, "val", cache_dir=tmp_path, progress=False)
+    swapping = REACTDataset(tree, "val", swap_roles=True, cache_dir=tmp_path, progress=False)
     swapped = 0
     for epoch in range(4):
         swapping.set_epoch(epoch)
