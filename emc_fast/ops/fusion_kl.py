@@ -58,7 +58,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _library.register_fake("fusion_kl", lambda mu_real, *rest: loss_like(mu_real, rest[-1]))
 _library.register_fake("fusion_kl_backward", _backward_fake)
-_library.register_autograd("fusion_kl", _backward, setup_context=_setup)
+_fusion_kl = _autograd.differentiable("fusion_kl", setup=_setup, backward=_backward)
 
 
 def fusion_kl(real: Gaussian, comp_face: Gaussian, comp_speech: Gaussian, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
@@ -102,7 +102,7 @@ def fusion_kl(real: Gaussian, comp_face: Gaussian, comp_speech: Gaussian, *, mas
     arguments = [x for k in range(3) for x in (found[k], found[3 + k] if logvars else None)]
     if _backend.choose("fusion_kl", found[0].device, found[0].dtype) == "reference":
         return _definition(*arguments, mask=mask, reduction=reduction)  # type: ignore[arg-type]
-    return torch.ops.emc_fast.fusion_kl(*arguments, mask, REDUCTIONS.index(reduction))
+    return _fusion_kl(*arguments, mask, REDUCTIONS.index(reduction))
 
 
 def check_distributions(tensors: Mapping[str, Tensor], mask: Tensor | None, reduction: str) -> tuple[list[Tensor], Tensor | None]:

@@ -53,7 +53,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 _library.register_fake("fusion_kl_categorical", _fake)
 _library.register_fake("fusion_kl_categorical_backward", _backward_fake)
-_library.register_autograd("fusion_kl_categorical", _backward, setup_context=_setup)
+_fusion_kl_categorical = _autograd.differentiable("fusion_kl_categorical", setup=_setup, backward=_backward)
 
 
 def fusion_kl_categorical(
@@ -87,4 +87,4 @@ def fusion_kl_categorical(
     tensors, mask = check_distributions({"real": real, "comp_face": comp_face, "comp_speech": comp_speech}, mask, reduction)
     if _backend.choose("fusion_kl_categorical", tensors[0].device, tensors[0].dtype) == "reference":
         return _definition(*tensors, mask=mask, reduction=reduction)
-    return torch.ops.emc_fast.fusion_kl_categorical(*tensors, mask, REDUCTIONS.index(reduction))[0]
+    return _fusion_kl_categorical(*tensors, mask, REDUCTIONS.index(reduction))[0]
