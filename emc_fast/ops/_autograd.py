@@ -14,9 +14,9 @@ from ._library import register_autograd
 def differentiable(name: str, *, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
     """Give the raw operator ``name`` its derivative, and return the quick way to call it.
 
-    The derivative is registered with the dispatcher, for the compiler, export and everyone who calls the raw operator. That way costs several
-    microseconds of Python on every call, gradient or not; in eager mode the returned function goes past it: straight to the kernel when nothing
-    needs a gradient, through a plain ``autograd.Function`` when something does.
+    The derivative is registered with the dispatcher, for the compiler, export and everyone who calls the raw operator. That way costs
+    several microseconds of Python on every call, gradient or not; in eager mode the returned function goes past it: straight to the
+    kernel when nothing needs a gradient, through a plain ``autograd.Function`` when something does.
 
     Args:
         name: of a declared operator; its arguments are positional.
