@@ -59,12 +59,12 @@ EMC_INLINE void interleave(V v[4]) {
     first[i] = static_cast<uint32_t>((inner < 2 ? 0 : W) + 2 * pair + inner % 2);
     second[i] = first[i] + static_cast<uint32_t>(W / 2);
   }
-  const V a = __builtin_shuffle(v[0], v[1], low), b = __builtin_shuffle(v[0], v[1], high);
-  const V c = __builtin_shuffle(v[2], v[3], low), d = __builtin_shuffle(v[2], v[3], high);
-  v[0] = __builtin_shuffle(a, c, first);
-  v[1] = __builtin_shuffle(a, c, second);
-  v[2] = __builtin_shuffle(b, d, first);
-  v[3] = __builtin_shuffle(b, d, second);
+  const V a = shuffle(v[0], v[1], low), b = shuffle(v[0], v[1], high);
+  const V c = shuffle(v[2], v[3], low), d = shuffle(v[2], v[3], high);
+  v[0] = shuffle(a, c, first);
+  v[1] = shuffle(a, c, second);
+  v[2] = shuffle(b, d, first);
+  v[3] = shuffle(b, d, second);
 }
 
 // Where the noise of one row begins.

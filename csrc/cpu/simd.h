@@ -53,6 +53,17 @@ EMC_INLINE U iota() {
 }
 EMC_INLINE F select(I mask, F a, F b) { return mask ? a : b; }  // mask: all bits or none, as comparisons give
 EMC_INLINE U select(I mask, U a, U b) { return mask ? a : b; }
+// Lane i of the result is lane m[i] of a and b put together. The indices are constants wherever it is used.
+template <class V>
+EMC_INLINE V shuffle(V a, V b, U m) {
+#if defined(__clang__)
+  V v;
+  for (int i = 0; i < W; ++i) v[i] = m[i] < W ? a[m[i]] : b[m[i] - W];
+  return v;
+#else
+  return __builtin_shuffle(a, b, m);
+#endif
+}
 EMC_INLINE F max(F a, F b) { return a > b ? a : b; }
 EMC_INLINE F min(F a, F b) { return a < b ? a : b; }
 EMC_INLINE F abs(F a) { return (F)((U)a & 0x7fffffffu); }
