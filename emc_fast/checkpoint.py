@@ -14,7 +14,7 @@ from .config import EMCConfig
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .backbones import build_backbone
-from .backbones.base import Gaussian, Reaction
+from .backbones.base import Distribution, Reaction
 from .checkpoint import CheckpointMixin, load_checked
 from .config import EMCConfig
 from .nn.emc import EMC
@@ -33,7 +33,7 @@ class EMCOutput:
 
     reaction_3dmm: Tensor
     reaction_emotion: Tensor
-    distribution: tuple[Gaussian, ...]
+    distribution: tuple[Distribution, ...]
     losses: dict[str, Tensor] | None = None
 
 

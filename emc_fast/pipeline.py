@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .backbones.base import Gaussian, Reaction, Segment
+from .backbones.base import Distribution, Reaction, Segment
 from .losses import masked_mean
 from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
 from .nn.emotion import Emotion, EmotionView, pick_emotion
@@ -27,7 +27,7 @@ class Result(NamedTuple):
     """What a pass gives: the reaction (B, K, T, ...), a distribution per segment, and loss terms by name."""
 
     reaction: Reaction
-    distributions: list[Gaussian]
+    distributions: list[Distribution]
     terms: dict[str, Tensor]
 
 
@@ -52,11 +52,13 @@ class Pass:
         self.learn = learn and self.emc is not None
         self.repeats = first is not None
         self.segments = self.backbone.segments(inputs.frames)
-        # Computed once for the whole clip, where a prefix of the result is the result of the prefix.
-        single = [(s.first, s.stop) for s in self.segments] == [(0, inputs.frames)]
-        self.encode_once = single or self.backbone.prefix_stable
+        # Computed once for the whole clip, where a prefix of the result is the result of the prefix. Windows that do not see
+        # what comes before them are computed by themselves.
+        spans = [(s.first, s.stop) for s in self.segments]
+        single = spans == [(0, inputs.frames)]
+        self.encode_once = single or (self.backbone.prefix_stable and all(first == 0 for first, _ in spans))
         looks_ahead = self.emc is not None and model.config.ea == "attention" and not model.config.causal
-        self.enhance_once = single or (self.backbone.prefix_stable and not looks_ahead)
+        self.enhance_once = single or (self.encode_once and not looks_ahead)
         self.encoded: tuple[Tensor | None, Tensor | None] | None = None if first is None else first.encoded
         self.pick: Tensor | None = None if not self.learn else self._draw_pick() if first is None else first.pick
         self.views = self._emotion_views()
@@ -73,8 +75,8 @@ class Pass:
         """Walk through the segments; `target` (B, T, ...) stands in for the past where the backbone is taught by it."""
         x, backbone, draws = self.inputs, self.backbone, self.draws
         pieces: list[Reaction] = []
-        distributions: list[Gaussian] = []
-        fusions: list[list[Gaussian]] = []
+        distributions: list[Distribution] = []
+        fusions: list[list[Distribution]] = []
         kls: list[Tensor] = []
         counts: list[Tensor | None] = []
         past: Reaction | None = None
@@ -111,7 +113,7 @@ class Pass:
 
     # One segment
 
-    def _distribution(self, segment: Segment, past: Reaction | None, fusions: list[list[Gaussian]]) -> tuple[Streams, Gaussian]:
+    def _distribution(self, segment: Segment, past: Reaction | None, fusions: list[list[Distribution]]) -> tuple[Streams, Distribution]:
         """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusions` grows."""
         streams, fused, draws = self._fused(segment)
         batch = self.inputs.batch
@@ -125,17 +127,17 @@ class Pass:
         mask = streams.frame_mask
         mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
         before = past if past is None or groups == 1 else Reaction(*(t.repeat(groups, 1, 1) for t in past))
-        distribution = self.backbone.distribution(fused, draws=draws, key_mask=mask, past=before, seed=seeds)
+        distribution = self.backbone.distribution(fused, segment=segment, draws=draws, key_mask=mask, past=before, seed=seeds)
         if groups == 1:
             return streams, distribution
         options = distribution.split(groups)
         fusions.append(options)
         assert self.pick is not None
-        return streams, Gaussian.pick(options, self.pick)
+        return streams, type(distribution).pick(options, self.pick)
 
-    def _fusion_loss(self, fusions: list[list[Gaussian]]) -> Tensor:
+    def _fusion_loss(self, fusions: list[list[Distribution]]) -> Tensor:
         """The fusion loss over all segments of all clips together, so that a segment weighs by the clips that are in it."""
-        options = [Gaussian.join([segment[i] for segment in fusions]) for i in (REAL, COMP_FACE, COMP_SPEECH)]
+        options = [type(fusions[0][0]).join([segment[i] for segment in fusions]) for i in (REAL, COMP_FACE, COMP_SPEECH)]
         mask = None
         if self.inputs.valid is not None:
             valid = self.inputs.valid

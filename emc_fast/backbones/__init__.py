@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .options import TransVAEOptions
@@ -12,15 +13,18 @@ if TYPE_CHECKING:
     from ..config import EMCConfig
     from .base import Backbone
 
-BACKBONES: dict[str, type] = {"trans_vae": TransVAEOptions}
-"""Options of each backbone. They stand apart from the modules so that a configuration is checked without building anything."""
+BACKBONES: dict[str, tuple[type, str]] = {"trans_vae": (TransVAEOptions, "emc_fast.backbones.trans_vae:TransVAE")}
+"""Backbones by name: the dataclass of their options, and where their module is, as "module:class".
+
+A configuration is checked without building, or even importing, the module. A backbone from elsewhere adds its own entry.
+"""
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> Any:
     """The options of backbone `name` as their dataclass; ValueError for an unknown backbone, option or value."""
     if name not in BACKBONES:
         raise ValueError(f"EMCConfig.backbone takes one of {', '.join(sorted(BACKBONES))}; got {name!r}")
-    kind = BACKBONES[name]
+    kind = BACKBONES[name][0]
     known = [f.name for f in fields(kind)]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -31,9 +35,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> Any:
 def build_backbone(config: EMCConfig) -> Backbone:
     """The backbone that a configuration asks for."""
     options = check_options(config.backbone, config.backbone_options)
-    from .trans_vae import TransVAE
-
-    return {"trans_vae": TransVAE}[config.backbone](config, options)
+    module, _, name = BACKBONES[config.backbone][1].partition(":")
+    return getattr(import_module(module), name)(config, options)
 
 
 __all__ = ["BACKBONES", "TransVAEOptions", "build_backbone", "check_options"]

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Reaction(NamedTuple):
@@ -47,25 +50,56 @@ class Segment:
         return self.stop - self.begin
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """A diagonal Gaussian, the draw axis second: `mu` and `logvar` (B, J, ..., d), J = 1 or the number of draws.
+class Distribution(ABC):
+    """Z, what a backbone draws from: the draw axis is the second, (B, J, ...), J = 1 or the number of draws.
 
-    `logvar` None is unit variance. A vector per clip has no more axes; a Gaussian per frame or node has one more.
+    There may be one vector per clip or segment, or one per frame (`per_frame`), then with the frames as the third axis.
     """
+
+    @property
+    @abstractmethod
+    def per_frame(self) -> bool:
+        """True for one per frame, False for one vector."""
+
+    @abstractmethod
+    def split(self, parts: int) -> list[Self]:
+        """The distributions of `parts` groups stacked along B."""
+
+    @staticmethod
+    @abstractmethod
+    def join(segments: list[Any]) -> Any:
+        """The distributions of a clip's segments as one sequence (B, J, N, ...): N segments, or all their frames."""
+
+    @staticmethod
+    @abstractmethod
+    def pick(options: list[Any], index: Tensor) -> Any:
+        """Per clip the distribution that `index` (B,) names."""
+
+    @abstractmethod
+    def fusion_loss(self, comp_face: Self, comp_speech: Self, *, mask: Tensor | None, reduction: str) -> Tensor:
+        """The fusion loss (eq. 14) with `self` as the fusion of the real streams.
+
+        `mask` (B,) or (B, N) are the clips, segments or frames that count. `mean` is per element, so that the term stands beside
+        the other means whatever the width; `paper_sum` sums all elements of a clip and takes the mean over clips.
+        """
+
+
+@dataclass(frozen=True)
+class Gaussian(Distribution):
+    """A diagonal Gaussian: `mu` and `logvar` (B, J, d), or (B, J, T, d) per frame; `logvar` None is unit variance."""
 
     mu: Tensor
     logvar: Tensor | None
 
     def split(self, parts: int) -> list[Gaussian]:
-        """The distributions of `parts` groups stacked along B."""
+        """Chunks along B."""
         mu = self.mu.chunk(parts)
         logvar = [None] * parts if self.logvar is None else self.logvar.chunk(parts)
         return [Gaussian(m, v) for m, v in zip(mu, logvar, strict=True)]
 
     @property
     def per_frame(self) -> bool:
-        """True for a Gaussian per frame or node, False for one vector."""
+        """True with a frame axis."""
         return self.mu.ndim > 3
 
     @staticmethod
@@ -89,11 +123,7 @@ class Gaussian:
         return Gaussian(mu, torch.stack(logvars)[index, rows] if logvars else None)
 
     def fusion_loss(self, comp_face: Gaussian, comp_speech: Gaussian, *, mask: Tensor | None, reduction: str) -> Tensor:
-        """The fusion loss (eq. 14) with `self` as the fusion of the real streams.
-
-        `mask` (B, ...) are the clips, or frames, that count. `mean` is per element of the Gaussian, so that it stands beside the
-        other means whatever the width; `paper_sum` sums all elements of a clip and takes the mean over clips.
-        """
+        """See `Distribution.fusion_loss`; an element is one coordinate of the Gaussian."""
         pairs = [(option.mu, option.logvar) for option in (self, comp_face, comp_speech)]
         if mask is not None:
             mask = mask.reshape(mask.shape[0], 1, *mask.shape[1:]).expand(self.mu.shape[:-1])
@@ -166,11 +196,14 @@ class Backbone(nn.Module, ABC):
         """Fuse two streams (N, T, d_model) into one (N, T, d_model); `key_mask` (N, T) are the frames that count."""
 
     @abstractmethod
-    def distribution(self, fused: Tensor, *, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None) -> Gaussian:
+    def distribution(
+        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+    ) -> Distribution:
         """Z of the fused sequence.
 
         Args:
-            fused: (B * draws, T, d_model).
+            fused: (B * draws, T, d_model), frames `segment.first` to `segment.stop`.
+            segment: a distribution per frame is over its frames from `begin` on.
             draws: J, the draws folded into the batch, side by side.
             key_mask: (B * draws, T) bool or None.
             past: the reaction so far, (B * draws, begin, ...), for an autoregressive backbone; None at the first segment.
@@ -181,7 +214,7 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, distribution: Gaussian, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
+    def sample(self, distribution: Distribution, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
         """Draw `num_samples` (J is 1 or that number); `seed` int64 (B,); noise is addressed by (draw, segment)."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from ..nn.noise import BACKBONE, Dropout
 from ..nn.positions import SinusoidalPositions
 from ..nn.transformer import DecoderLayer, EncoderLayer
 from ..ops import streams
-from .base import Backbone, Gaussian, Reaction, Sample, Segment
+from .base import Backbone, Distribution, Gaussian, Reaction, Sample, Segment
 from .options import TransVAEOptions
 from .video_encoder import VideoEncoder
 
@@ -100,7 +100,9 @@ class TransVAE(Backbone):
         """A linear layer on both streams side by side; see `Backbone.fuse`."""
         return self.fusion(torch.cat((face, speech), dim=-1))
 
-    def distribution(self, fused: Tensor, *, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None) -> Gaussian:
+    def distribution(
+        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+    ) -> Gaussian:
         """(mu, logvar) (B, J, d): the first two rows of one encoder layer over [mu token, logvar token, sequence].
 
         Nothing else of that layer's output is used, so only those two rows are computed.
@@ -120,8 +122,9 @@ class TransVAE(Backbone):
         mu, logvar = x.view(-1, draws, 2, d).unbind(2)
         return Gaussian(mu, logvar)
 
-    def sample(self, distribution: Gaussian, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
+    def sample(self, distribution: Distribution, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
         """z (B, K, 1, d) by reparameterisation; window i is frame i of the noise. KL is the mean over z's elements and draws."""
+        assert isinstance(distribution, Gaussian)
         mu, logvar = distribution.mu, distribution.logvar
         assert logvar is not None
         shape = (mu.shape[0], num_samples, 1, mu.shape[-1])
