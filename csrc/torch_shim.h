@@ -20,40 +20,32 @@ typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* ctx);
 extern "C" {
 // constants
 EMC_TORCH_API int32_t aoti_torch_device_type_cpu();
-EMC_TORCH_API int32_t aoti_torch_device_type_cuda();
 EMC_TORCH_API int32_t aoti_torch_dtype_float32();
 EMC_TORCH_API int32_t aoti_torch_dtype_float64();
 EMC_TORCH_API int32_t aoti_torch_dtype_float16();
 EMC_TORCH_API int32_t aoti_torch_dtype_bfloat16();
 EMC_TORCH_API int32_t aoti_torch_dtype_int64();
 EMC_TORCH_API int32_t aoti_torch_dtype_bool();
-EMC_TORCH_API uint64_t aoti_torch_abi_version();
+EMC_TORCH_API size_t aoti_torch_dtype_element_size(int32_t dtype);
 
 // tensors
 EMC_TORCH_API AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
-EMC_TORCH_API AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle orig_handle, AtenTensorHandle* new_handle);
 EMC_TORCH_API AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** ret_data_ptr);
 EMC_TORCH_API AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* ret_dim);
 EMC_TORCH_API AOTITorchError aoti_torch_get_numel(AtenTensorHandle tensor, int64_t* ret_numel);
 EMC_TORCH_API AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** ret_sizes);
 EMC_TORCH_API AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** ret_strides);
 EMC_TORCH_API AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret_dtype);
-EMC_TORCH_API AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret_device_type);
-EMC_TORCH_API AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* ret_device_index);
 EMC_TORCH_API AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool* ret_is_contiguous);
 EMC_TORCH_API AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr, int32_t dtype,
                                                       int32_t device_type, int32_t device_index, AtenTensorHandle* ret_new_tensor);
 
-// registration and calls
+// registration and threads
 EMC_TORCH_API AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* k, const char* file, uint32_t line,
                                                           TorchLibraryHandle* ret_new_torch_lib);
 EMC_TORCH_API AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name, void (*fn)(StableIValue*, uint64_t, uint64_t),
                                                 uint64_t extension_build_version);
-EMC_TORCH_API AOTITorchError torch_call_dispatcher(const char* opName, const char* overloadName, StableIValue* stack,
-                                                   uint64_t extension_build_version);
 EMC_TORCH_API AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size, ParallelFunc func, void* ctx);
-EMC_TORCH_API AOTITorchError torch_get_num_threads(uint32_t* out_num_threads);
-EMC_TORCH_API AOTITorchError torch_get_thread_idx(uint32_t* out_thread_idx);
 
 // since 2.13: null before, where an optional is freed by plain delete
 EMC_TORCH_API AOTITorchError torch_delete_stable_ivalue(StableIValue* value) __attribute__((weak));

@@ -130,12 +130,6 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
   if (t == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   throw std::runtime_error(std::string("emc_fast: ") + name + " must be float32, float16 or bfloat16");
 }
-inline int64_t element_size(int32_t torch_dtype) {
-  if (torch_dtype == aoti_torch_dtype_float32()) return 4;
-  if (torch_dtype == aoti_torch_dtype_int64() || torch_dtype == aoti_torch_dtype_float64()) return 8;
-  if (torch_dtype == aoti_torch_dtype_bool()) return 1;
-  return 2;
-}
 
 inline Rows rows_of(const Tensor& tensor, const char* name) {
   const int64_t n = tensor.dim();
@@ -157,7 +151,7 @@ inline Tensor empty_cpu(const int64_t* sizes, int64_t ndim, int32_t torch_dtype)
         "memory for an output");
   Tensor tensor(handle);
   if (poison_memory() && tensor.numel() > 0)
-    __builtin_memset(tensor.data(), 0xff, static_cast<size_t>(tensor.numel() * element_size(torch_dtype)));
+    __builtin_memset(tensor.data(), 0xff, static_cast<size_t>(tensor.numel()) * aoti_torch_dtype_element_size(torch_dtype));
   return tensor;
 }
 inline Tensor empty_like(const Tensor& other) { return empty_cpu(other.sizes(), other.dim(), other.torch_dtype()); }

@@ -51,6 +51,7 @@ class Row:
 OPERATORS: dict[str, Operator] = {}
 _decided: dict[tuple[object, ...], str] = {}
 _logged: set[tuple[str, str, torch.dtype, str]] = set()
+_warned = False
 
 
 def register_operator(name: str, *, raw: str | None = None, dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES) -> None:
@@ -135,6 +136,7 @@ def _decide(name: str, device: str, dtype: torch.dtype, forced: str, refuse: tup
 
 def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refuse: tuple[tuple[str, str], ...]) -> None:
     """Say once what was chosen; loudly if only a broken library stands in the way of a kernel."""
+    global _warned
     line = (operator.name, device, dtype, choice)
     if line in _logged:
         return
@@ -142,8 +144,8 @@ def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refus
     passed = [f"{b}: {_reason(operator, b, device, dtype, refuse)}" for b in PREFERENCE.get(device, ()) if b != choice and b != "reference"]
     why = f" ({'; '.join(passed)})" if passed and choice == "reference" else ""
     logger.info("%s on %s in %s is served by %s%s", operator.name, device, str(dtype).removeprefix("torch."), choice, why)
-    if choice == "reference" and native().problem and not any(entry[0] == "" for entry in _logged):
-        _logged.add(("", "", dtype, ""))
+    if choice == "reference" and native().problem and not _warned:
+        _warned = True
         logger.warning("the operators run in plain PyTorch, slower than they could: %s", native().problem)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import mmap
 import os
 import platform
@@ -27,6 +28,8 @@ from ..errors import BackendError
 #: Number of the interface between the Python schemas and the C++ kernels; csrc/torch/runtime.cpp has the same.
 INTERFACE = "1"
 REPAIR = "build it again with `pip install -e .` in the source tree (or `python setup.py build_ext --inplace`)"
+
+logger = logging.getLogger("emc_fast")
 
 _STAMP = b"emc_fast native library|version="
 _LIBRARY = torch.library.Library("emc_fast", "FRAGMENT")
@@ -132,6 +135,9 @@ def native() -> NativeLibrary:
             handle = ctypes.CDLL(str(path))  # before torch does, whose own error leaves out the loader's reason
             torch.ops.load_library(str(path))
             handle.emc_fast_isa.restype = ctypes.c_char_p
+            wanted, taken = os.environ.get("EMC_FAST_ISA"), handle.emc_fast_isa().decode()
+            if wanted and wanted != taken:
+                logger.warning("EMC_FAST_ISA=%s cannot be used by this build on this machine: %s is taken", wanted, taken)
         except OSError as error:
             problems.append(f"the loader refused it: {error}")
     stamp = read_stamp(path) if path.is_file() else {}

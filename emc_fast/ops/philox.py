@@ -171,7 +171,7 @@ def dropout(x: Tensor, p: float, *, seed: Tensor | int | None = None, stream: in
         seed, stream, frame_offset: as in :func:`philox_normal`; element kept where ``u >= p``, u of :func:`philox_uniform`.
 
     Returns:
-        Dense tensor like ``x``. Differentiable to any order.
+        Dense tensor like ``x`` (``x`` itself where ``p`` is 0). Differentiable to any order.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the text names it.
