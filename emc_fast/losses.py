@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -20,15 +22,42 @@ def gaussian_kl(q: Sequence[Tensor], p: Sequence[Tensor]) -> Tensor:
     return 0.5 * (ratio.exp() + (mu_q - mu_p).square() * torch.exp(-logvar_p) - 1 - ratio).sum(-1)
 
 
+_shared: ContextVar[bool] = ContextVar("counts of all processes", default=False)
+
+
+@contextmanager
+def counts_of_all_processes(enabled: bool = True) -> Iterator[None]:
+    """Inside, every mean divides by its number of valid elements in all processes of the default group, per process.
+
+    Data-parallel training takes the mean of the processes' gradients. That is the gradient of the whole batch only where each process
+    has as many valid elements as the others; with sum / (count of all / processes) it always is. Every process must compute the same
+    losses in the same order, as one number per mean is exchanged.
+    """
+    token = _shared.set(enabled)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def mean_divisor(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor | int:
+    """What a mean over the elements of `shape` divides by: how many there are, or are True in `mask` (of that shape); at least 1."""
+    if not _shared.get():
+        return max(shape.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    count = torch.tensor(shape.numel(), device=device) if mask is None else mask.sum()
+    torch.distributed.all_reduce(count)
+    return count.clamp(min=1).to(torch.float32) / torch.distributed.get_world_size()
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of `values` over the elements where `mask` (broadcastable) is True; 0 where there is none.
 
     Values that are not counted are selected away, not multiplied by zero: a NaN there reaches neither the mean nor a gradient.
     """
-    if mask is None:
-        return values.mean()
-    mask = mask.expand(values.shape)
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    if mask is not None:
+        mask = mask.expand(values.shape)
+        values = torch.where(mask, values, 0)
+    return values.sum() / mean_divisor(values.shape, mask, values.device)
 
 
 def reduce_rows(rows: Tensor, width: int, mask: Tensor | None, reduction: str) -> Tensor:

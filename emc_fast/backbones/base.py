@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import CheckpointError, DataError
+from ..losses import mean_divisor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,9 +128,10 @@ class Gaussian(Distribution):
         pairs = [(option.mu, option.logvar) for option in (self, comp_face, comp_speech)]
         if mask is not None:
             mask = mask.reshape(mask.shape[0], 1, *mask.shape[1:]).expand(self.mu.shape[:-1])
+        total = ops.fusion_kl(*pairs, mask=mask, reduction="sum")
         if reduction == "mean":
-            return ops.fusion_kl(*pairs, mask=mask, reduction="mean") / self.mu.shape[-1]
-        return ops.fusion_kl(*pairs, mask=mask, reduction="sum") / self.mu.shape[0]
+            return total / mean_divisor(self.mu.shape[:-1], mask, self.mu.device) / self.mu.shape[-1]
+        return total / self.mu.shape[0]
 
 
 class Sample(NamedTuple):
