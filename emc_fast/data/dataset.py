@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ class REACTDataset(Dataset[dict[str, Any]]):
             self._appropriate = torch.from_numpy(np.ascontiguousarray(self.corpus.appropriate()))
         return self._appropriate
 
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of every item as listed (roles not swapped), (N,). Reads each clip once, so keep a cache where that is slow."""
+        streams = {clip: self._streams(self.corpus.clips[clip]) for pair in self.corpus.pairs for clip in pair}
+        totals = []
+        for speaker, listener in self.corpus.pairs:
+            frames = self.corpus.clips[speaker].frames
+            images = list_frames(frames) if self.input == "image" and frames is not None else None
+            visual, sound = _counts(streams[speaker], streams[listener], images)
+            totals.append(min(visual.values(), default=sound))
+        longest = np.array(totals, dtype=np.int64)
+        return longest if self.clip_length is None else np.minimum(longest, self.clip_length)
+
     def set_epoch(self, epoch: int) -> None:
         """Draw other swaps and crops; seen by running workers."""
         self._epoch.fill_(epoch)
@@ -133,11 +147,15 @@ class REACTDataset(Dataset[dict[str, Any]]):
         return len(self.corpus.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.at(index, epoch=int(self._epoch))
+
+    def at(self, index: int, *, epoch: int) -> dict[str, Any]:
+        """An item as it is in an epoch, whatever :meth:`set_epoch` was told: for workers that already read the next one."""
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"item {index} of {count}")
         index %= count
-        draw = np.random.default_rng((self.seed % 2**64, int(self._epoch), index))
+        draw = np.random.default_rng((self.seed % 2**64, epoch, index))
         speaker, listener = self.corpus.pairs[index]
         if self.swap_roles and draw.random() < 0.5:
             speaker, listener = listener, speaker
@@ -147,10 +165,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
     def _item(self, speaker: RoleClip, listener: RoleClip, index: int, draw: np.random.Generator) -> dict[str, Any]:
         heard, seen = self._streams(speaker), self._streams(listener)
         images = list_frames(speaker.frames) if self.input == "image" and speaker.frames is not None else None
-        visual = {f"{who}'s {kind}": len(s[kind]) for who, s in (("speaker", heard), ("listener", seen)) for kind in _VISUAL if kind in s}
-        if images is not None:
-            visual["speaker's frames"] = len(images)
-        sound = len(heard.get("mfcc", ()))
+        visual, sound = _counts(heard, seen, images)
         total = min(visual.values(), default=sound)
         self._report_lengths(speaker.name, total, visual, sound)
         length = total if self.clip_length is None else min(total, self.clip_length)
@@ -240,6 +255,14 @@ class REACTDataset(Dataset[dict[str, Any]]):
 
 
 _VISUAL = ("emotion", "coefficients")
+
+
+def _counts(heard: Streams, seen: Streams, images: list[Path] | None) -> tuple[dict[str, int], int]:
+    """Frames of every visual stream of a pair, of which the shortest counts, and of the sound."""
+    visual = {f"{who}'s {kind}": len(s[kind]) for who, s in (("speaker", heard), ("listener", seen)) for kind in _VISUAL if kind in s}
+    if images is not None:
+        visual["speaker's frames"] = len(images)
+    return visual, len(heard.get("mfcc", ()))
 
 
 def mean_coefficients(clips: Any) -> NDArray[np.float32]:
