@@ -1,0 +1,25 @@
+"""Training, generation and validation of models (see docs/training.md)."""
+
+from __future__ import annotations
+
+from .baselines import MeanReaction, validate
+from .config import TrainConfig
+from .generation import Reactions, generate, reactions
+from .loading import load_model
+from .presets import demo_config
+from .run import RunResult, train
+from .trainer import DivergenceError
+
+__all__ = [
+    "DivergenceError",
+    "MeanReaction",
+    "Reactions",
+    "RunResult",
+    "TrainConfig",
+    "demo_config",
+    "generate",
+    "load_model",
+    "reactions",
+    "train",
+    "validate",
+]

@@ -1,0 +1,125 @@
+"""The settings of a training run: a dataclass that is JSON, with the backbones' published recipes as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..config import EMCConfig
+
+PRECISIONS = ("no", "fp16", "bf16")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides what a run computes, and where it finds and leaves its files.
+
+    The defaults are the published recipe of Trans-VAE. ``model`` is the configuration of the model, with the weights of its losses.
+    Bad values raise ValueError when the object is made.
+    """
+
+    data: str
+    """Root of a corpus in the REACT 2024 layout."""
+    out: str
+    """Run directory."""
+    model: EMCConfig = field(default_factory=EMCConfig)
+    epochs: int = 50
+    batch_size: int = 4
+    """Clips per step and process."""
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    """``constant`` or ``cosine`` (to zero at the end of the run), after the warm-up."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate grows linearly from zero."""
+    grad_clip: float | None = None
+    """Largest L2 norm of the whole gradient; None leaves it as it is."""
+    clip_length: int | None = 256
+    """Frames of a training crop; None takes whole clips."""
+    validation_clip_length: int | None = None
+    """Frames of a validation clip, from its beginning; None takes whole clips."""
+    swap_roles: bool = True
+    """Whether a training clip exchanges speaker and listener with probability one half."""
+    mirror: bool = True
+    """Whether each pair stands in the lists in both directions."""
+    precision: str = "no"
+    """``no`` (float32), ``fp16`` (with loss scaling; GPU only) or ``bf16``."""
+    seed: int = 0
+    validate_every: int = 10
+    """Epochs between two validations; the last epoch is always validated."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints, beside the one at each epoch's end; 0 for none."""
+    log_every: int = 10
+    """Steps between two entries in the log; also how far the check of the loss for NaN may lag behind."""
+    workers: int = 0
+    """Processes that read clips."""
+    cache_dir: str | None = None
+    """Where the corpus keeps its feature cache; None leaves it to the corpus."""
+    device: str = "auto"
+    """``auto`` (what accelerate finds) or ``cpu``."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, dict):
+            self.model = EMCConfig.from_dict(self.model)
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        for name in ("epochs", "batch_size", "validate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is taken")
+        for name in ("warmup_steps", "checkpoint_every", "workers", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 or more is taken")
+        for name in ("clip_length", "validation_clip_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 2 frames or None is taken")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; a positive learning rate is taken")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip is {self.grad_clip}; a positive norm or None is taken")
+        for name, choices in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("device", ("auto", "cpu"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; one of {', '.join(choices)} is taken")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return dataclasses.asdict(self) | {"betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Make the settings from plain values; an unknown name or a value of another type is a ValueError that says which."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        if missing := [name for name in ("data", "out") if not values.get(name)]:
+            raise ValueError(f"the training settings lack {' and '.join(missing)}")
+        for name, hint in get_type_hints(cls).items():
+            if name in values and name not in ("model", "betas") and not _fits(values[name], hint):
+                raise ValueError(f"{name} is {values[name]!r}; {getattr(hint, '__name__', hint)} is taken")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> TrainConfig:
+        """Read the settings from a JSON file, for instance the ``config.json`` of a run."""
+        return cls.from_dict(read_settings(path))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds settings; ValueError names the file if it holds anything else."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; an object with settings is taken")
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = getattr(hint, "__args__", (hint,))
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)

@@ -1,0 +1,83 @@
+"""Two processes over gloo against one with the doubled batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import environment, weights
+
+from emc_fast.training import train
+from emc_fast.training.order import StepSampler, training_loader
+from emc_fast.training.trainer import Trainer
+
+WORKER = Path(__file__).with_name("worker_of_two.py")
+
+
+def first_gradients(config) -> dict[str, torch.Tensor]:
+    trainer = Trainer(config)
+    sampler = StepSampler(
+        len(trainer.corpus),
+        batch=config.batch_size,
+        epochs=1,
+        seed=config.seed,
+        rank=trainer.rank,
+        processes=trainer.processes,
+    )
+    batch = next(iter(training_loader(trainer.corpus, sampler, workers=0, pin_memory=False)))
+    lengths = torch.tensor([5, 9, 16, 12])[trainer.rank * len(batch["lengths"]) :][: len(batch["lengths"])]
+    for name, value in batch.items():  # clips of different lengths, cut to the longest of this process
+        if isinstance(value, torch.Tensor) and value.dim() > 1:
+            batch[name] = value[:, : int(lengths.max())]
+    batch["lengths"] = lengths
+    if trainer.rank == 0:  # and holes, so that every mean has a count of its own
+        batch["face_available"][0, 1:3] = False
+        batch["target_available"][1, 4:] = False
+    trainer.gradients(batch)
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def launch(*arguments) -> None:
+    env = environment(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_gradients_are_those_of_the_doubled_batch(small, tmp_path):
+    config = small("two", batch_size=2)
+    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
+    launch(WORKER, tmp_path / "settings.json", tmp_path / "gradients")
+    from safetensors.torch import load_file
+
+    shares = [load_file(tmp_path / f"gradients-{rank}.safetensors") for rank in range(2)]
+    expected = first_gradients(small("one", batch_size=4))
+    assert shares[0].keys() == shares[1].keys() == expected.keys()
+    scale = torch.stack([g.norm() for g in expected.values()]).norm()
+    for name, gradient in expected.items():
+        assert torch.equal(shares[0][name], shares[1][name]), name
+        torch.testing.assert_close(shares[0][name], gradient, rtol=2e-4, atol=2e-6 * float(scale), msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_run_of_two_processes_is_that_of_one_and_one_of_them_writes(small, tmp_path):
+    whole = train(small("one", batch_size=4))
+    config = small("two", batch_size=2)
+    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
+    launch("-m", "emc_fast", "train", "--config", tmp_path / "settings.json", "--out", config.out)
+    run = tmp_path / "two"
+    state, other = (json.loads((path / "checkpoints" / "last" / "state.json").read_text()) for path in (run, whole.paths.run))
+    assert (state["step"], state["batch"]) == (other["step"], other["batch"]) == (6, 4)
+    assert state["history"][-1]["validation"]["total"] == pytest.approx(other["history"][-1]["validation"]["total"], rel=1e-3)
+    a, b = weights(run / "checkpoints" / "last"), weights(whole.paths.last)
+    for name in a:
+        # A key's bias moves no attention: its gradient is rounding alone, which Adam turns into steps of full size.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert len(list((run / "tensorboard").glob("events.*"))) == 1
+    assert len([line for line in (run / "log.jsonl").read_text().splitlines() if '"validation"' in line]) == 2
+    (start,) = json.loads((run / "environment.json").read_text())["starts"]
+    assert start["processes"] == 2
