@@ -13,7 +13,7 @@ from .losses import masked_mean
 from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
 from .nn.emotion import Emotion, EmotionView, pick_emotion
 from .nn.inputs import Inputs
-from .nn.noise import fold_seeds, seed_variant
+from .nn.noise import fold_seeds, seed_variant, stack_seeds
 from .ops import streams as noise_streams
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Pass:
         self, model: EMCModel, inputs: Inputs, draws: int, seeds: Tensor, *, learn: bool = False, first: Pass | None = None
     ) -> None:
         self.model, self.inputs, self.draws, self.seeds = model, inputs, draws, seeds
+        self.dropout_seeds = seeds if model.training else None  # only training has dropout
         self.emc, self.backbone = model.emc, model.backbone
         self.learn = learn and self.emc is not None
         self.repeats = first is not None
@@ -123,7 +124,7 @@ class Pass:
             fused = fused.view(groups * batch, 1, *fused.shape[1:]).repeat_interleave(self.draws, 1).flatten(0, 1)
             draws = self.draws
         seed = self._segment_seed(segment)
-        seeds = torch.cat([fold_seeds(seed_variant(seed, i), draws) for i in range(groups)])
+        seeds = fold_seeds(stack_seeds(seed, groups), draws)
         mask = streams.frame_mask
         mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
         before = past if past is None or groups == 1 else Reaction(*(t.repeat(groups, 1, 1) for t in past))
@@ -144,8 +145,7 @@ class Pass:
             if fusions[0][0].per_frame:
                 mask = torch.cat([valid[:, s.begin : s.stop] for s in self.segments], dim=1)
             else:
-                ends = [s.stop - 1 if self.backbone.whole_segments else s.begin for s in self.segments]
-                mask = torch.stack([valid[:, end] for end in ends], dim=1)
+                mask = torch.stack([valid[:, self._last(s)] for s in self.segments], dim=1)
         return options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=mask, reduction=self.model.config.reduction)
 
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
@@ -156,18 +156,18 @@ class Pass:
         if self.enhance_once:
             assert self.whole is not None
             if self.enhanced is None:
-                self.enhanced = self._enhance(self.whole, self.seeds)
+                self.enhanced = self._enhance(self.whole, self.dropout_seeds)
             fused, draws = self.enhanced
             return self.whole.cut(first, stop), fused[:, first:stop], draws
         part = self._streams(first, stop) if self.whole is None else self.whole.cut(first, stop)
         return part, *self._enhance(part, self._segment_seed(segment))
 
-    def _enhance(self, streams: Streams, seed: Tensor) -> tuple[Tensor, int]:
+    def _enhance(self, streams: Streams, seed: Tensor | None) -> tuple[Tensor, int]:
         if self.emc is None:
             return self.backbone.fuse(streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
         if self.learn and not self.repeats:
             return self.emc.enhance_training(streams, self.backbone, seed), 1
-        return self.emc.enhance(streams, self.backbone, seed)
+        return self.emc.enhance(streams, self.backbone, self.inputs.batch, seed)
 
     def _streams(self, first: int, stop: int) -> Streams:
         """Encoded and compensated streams of frames `first` to `stop`."""
@@ -270,15 +270,19 @@ class Pass:
         u = ops.philox_uniform((seed.shape[0], 1, 1), seed, stream=noise_streams.FUSION_PICK, device=x.device)
         return (u.reshape(-1) * 3).long().expand(x.batch)
 
-    def _segment_seed(self, segment: Segment) -> Tensor:
+    def _segment_seed(self, segment: Segment) -> Tensor | None:
         """Seeds of the dropout in one segment."""
-        return seed_variant(self.seeds, _SEGMENT + segment.index if segment.index else 0)
+        return seed_variant(self.dropout_seeds, _SEGMENT + segment.index if segment.index else 0)
 
     def _counted(self, segment: Segment) -> Tensor | None:
         """(B,) clips that this segment is a part of; None = all."""
         if self.inputs.valid is None:
             return None
-        return self.inputs.valid[:, segment.stop - 1 if self.backbone.whole_segments else segment.begin]
+        return self.inputs.valid[:, self._last(segment)]
+
+    def _last(self, segment: Segment) -> int:
+        """The frame that a clip must have to take part in a segment."""
+        return segment.stop - 1 if self.backbone.whole_segments else segment.begin
 
     def _zero(self, piece: Reaction, within: Tensor, counted: Tensor | None) -> Reaction:
         """0 beyond a clip's length."""

@@ -13,7 +13,7 @@ from ..ops import streams as noise_streams
 from .compensation import CompensatoryModalityAlignment
 from .emotion import Emotion, EmotionMLP, EmotionSources, EmotionView, pick_emotion
 from .emotion_attention import EmotionAddNorm, EmotionAwareAttention
-from .noise import EA_FACE, EA_FUSED, EA_SAMPLE, EA_SPEECH, fold_seeds, seed_variant
+from .noise import EA_FACE, EA_FUSED, EA_SAMPLE, EA_SPEECH, fold_seeds, stack_seeds
 from .positions import SinusoidalPositions
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class EMC(nn.Module):
         features: list[Tensor],
         emotions: list[Emotion],
         mask: Tensor | None,
-        seed: Tensor,
+        seed: Tensor | None,
         *,
         draws: int = 1,
     ) -> Tensor:
@@ -238,7 +238,7 @@ class EMC(nn.Module):
             features: streams (B * draws, T, d) to be stacked along the batch.
             emotions: one (B, S, d) for each; the branch of one that is shared is computed once.
             mask: (B, T) bool, frames of the features that may be attended; None = all.
-            seed: int64 (B,).
+            seed: int64 (B,), for dropout; None outside training.
             draws: draws folded into the features' batch.
 
         Returns:
@@ -255,8 +255,7 @@ class EMC(nn.Module):
         values = torch.cat([e.values for e in distinct]) if len(distinct) > 1 else distinct[0].values
         masks = [e.mask for e in distinct]
         known = None if any(m is None for m in masks) else torch.cat([m for m in masks if m is not None])
-        seeds = torch.cat([seed_variant(seed, i) for i in range(len(distinct))])
-        encoded = ea.encode_emotion(values, key_mask=known, seed=seeds, causal=causal, window=window)
+        encoded = ea.encode_emotion(values, key_mask=known, seed=stack_seeds(seed, len(distinct)), causal=causal, window=window)
 
         # Back from one row for each distinct emotion to one for each of the features.
         parts = encoded.chunk(len(distinct))
@@ -266,16 +265,15 @@ class EMC(nn.Module):
             known = None if known is None else torch.cat([known.chunk(len(distinct))[place] for place in places])
         if mask is not None:
             mask = mask.repeat_interleave(draws, 0).repeat(len(features), 1)
-        seeds = torch.cat([fold_seeds(seed_variant(seed, i), draws) for i in range(len(features))])
+        seeds = fold_seeds(stack_seeds(seed, len(features)), draws)
         return ea(stacked, None, encoded=encoded, key_mask=mask, emotion_mask=known, seed=seeds, causal=causal, window=window)
 
-    def enhance(self, streams: Streams, backbone: Backbone, seed: Tensor) -> tuple[Tensor, int]:
+    def enhance(self, streams: Streams, backbone: Backbone, batch: int, seed: Tensor | None) -> tuple[Tensor, int]:
         """U-EA on both real streams, the backbone's fusion, M-EA.
 
         Returns:
             The fused sequence (B * J, T, d), and J.
         """
-        batch = seed.shape[0]
         mask = streams.frame_mask
         views = streams.views
         real = views[0] if views is not None else EmotionView(_NONE, _NONE, _NONE)
@@ -290,7 +288,7 @@ class EMC(nn.Module):
         fused = backbone.fuse(face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
         return self.apply_ea(self.ea_fused, [fused], [real.fused], mask, seed, draws=draws), draws
 
-    def enhance_training(self, streams: Streams, backbone: Backbone, seed: Tensor) -> Tensor:
+    def enhance_training(self, streams: Streams, backbone: Backbone, seed: Tensor | None) -> Tensor:
         """U-EA on the four streams, the three fusions, M-EA on them.
 
         Returns:
@@ -306,12 +304,11 @@ class EMC(nn.Module):
         )
         real_face, comp_face = face.chunk(2)
         real_speech, comp_speech = speech.chunk(2)
-        seeds = torch.cat([seed_variant(seed, i) for i in range(3)])
         fused = backbone.fuse(
             torch.cat((real_face, comp_face, real_face)),
             torch.cat((real_speech, real_speech, comp_speech)),
             key_mask=None if mask is None else mask.repeat(3, 1),
-            seed=seeds,
+            seed=stack_seeds(seed, 3),
         )
         return self.apply_ea(self.ea_fused, list(fused.chunk(3)), [view.fused for view in views], mask, seed)
 
@@ -333,7 +330,7 @@ class EMC(nn.Module):
             views = (view,)
         return replace(streams, face=face, speech=speech, views=views)
 
-    def enhance_sample(self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor) -> Tensor:
+    def enhance_sample(self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor | None) -> Tensor:
         """S-EA (eq. 15).
 
         Args:
@@ -341,7 +338,7 @@ class EMC(nn.Module):
             segment: the T frames to be produced.
             emotion: (B, S, d), S >= T, the last frames of both coincide.
             mask: (B, T) bool, frames within the clip.
-            seed: int64 (B,).
+            seed: int64 (B,), for dropout; None outside training.
 
         Returns:
             (B * K, T, d).

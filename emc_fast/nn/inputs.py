@@ -138,7 +138,7 @@ def prepare(
     """Check a batch and clean it.
 
     Shapes and types are always checked. Contents (NaN and Inf, lengths, clips without any frame or emotion) are checked with
-    `validate`, at the price of one host synchronisation; masks that turn out to be all True are then dropped.
+    `validate`, at the price of a few host synchronisations; masks that turn out to be all True are then dropped.
 
     Raises:
         DataError: naming the stream and what is wrong with it.

@@ -8,6 +8,8 @@ each keeps the seed as it is, so that the first draw is the same however many ar
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +50,15 @@ def clip_seeds(seed: Tensor, index: Tensor) -> Tensor:
     return seed ^ _mix(index)
 
 
-def seed_variant(seeds: Tensor, number: int) -> Tensor:
+@overload
+def seed_variant(seeds: Tensor, number: int) -> Tensor: ...
+@overload
+def seed_variant(seeds: None, number: int) -> None: ...
+@overload
+def seed_variant(seeds: Tensor | None, number: int) -> Tensor | None: ...
+def seed_variant(seeds: Tensor | None, number: int) -> Tensor | None:
     """Seeds (B,) for another copy of the same clips: a compensated stream, a window, the second pass. Number 0 is the original."""
-    if number == 0:
+    if seeds is None or number == 0:
         return seeds
     value = number << 32
     mask = (1 << 64) - 1
@@ -59,9 +67,16 @@ def seed_variant(seeds: Tensor, number: int) -> Tensor:
     return seeds ^ _signed(value ^ (value >> 31))
 
 
-def fold_seeds(seeds: Tensor, draws: int) -> Tensor:
+def stack_seeds(seeds: Tensor | None, copies: int) -> Tensor | None:
+    """Seeds (copies * B,) for copies of the same clips stacked along the batch; copy 0 keeps the seeds."""
+    if seeds is None or copies == 1:
+        return seeds
+    return torch.cat([seed_variant(seeds, number) for number in range(copies)])
+
+
+def fold_seeds(seeds: Tensor | None, draws: int) -> Tensor | None:
     """Seeds (B * K,) for K draws folded into the batch, the draws of a clip side by side; draw 0 keeps the clip's seed."""
-    if draws == 1:
+    if seeds is None or draws == 1:
         return seeds
     numbers = torch.arange(draws, device=seeds.device, dtype=torch.int64) << 48
     return (seeds[:, None] ^ _mix(numbers)).reshape(-1)

@@ -1,5 +1,7 @@
 """The model as a whole: options, determinism, missing modalities, draws, lengths, gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from model_helpers import build, frames, make_batch, rows, small
@@ -454,6 +456,33 @@ def test_gradients_of_a_tiny_model_are_right():
     bias = model.emc.cma_speech.to_features.bias
     # Reductions and KL terms are float32 by contract, hence the step and the tolerance.
     assert torch.autograd.gradcheck(loss, (face, weight, bias), eps=1e-3, atol=5e-3, rtol=5e-3, fast_mode=True, nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"emc": False}], ids=str)
+def test_a_few_steps_learn_a_batch(options):
+    model = build(train=True, dropout=0.0, backbone_options={"div_p": 0.0}, **options)
+    batch = make_batch(2, 6, targets=True)
+    for encoder in (model.backbone.face_encoder, model.backbone.speech_encoder):
+        encoder.requires_grad_(False)  # else what is to be reproduced moves
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for step in range(30):
+        optimizer.zero_grad()
+        loss = model(**batch, seed=step).losses
+        loss["total"].backward()
+        optimizer.step()
+        losses.append({name: value.item() for name, value in loss.items()})
+    assert losses[-1]["backbone"] < 0.8 * losses[0]["backbone"]
+    assert "align" not in losses[0] or losses[-1]["align"] < losses[0]["align"]
+
+
+def test_the_documents_example_runs():
+    text = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    assert names["output"].reaction_3dmm.shape == (1, 10, 250, 58)
+    assert names["output"].reaction_emotion.shape == (1, 10, 250, 25)
 
 
 def test_a_configuration_may_be_given_as_a_mapping():
