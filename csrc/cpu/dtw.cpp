@@ -2,15 +2,13 @@
 // column, but pairs of sequences are independent: each lane of a vector is a pair of its own, so that no cell is wasted, and no shuffle
 // needed.
 //
-// Rows are swept kRows at a time: the local distances of a column are a small product whose y operand is loaded once for all rows, and the
+// Rows are swept a few at a time, and two columns at once: their distances are a small product that reuses every operand, and the
 // recurrence passes from row to row in registers. Only the last row of a tile goes through memory.
 #include "dtw_kernels.h"
 #include "simd_double.h"
 
 namespace emc::EMC_ISA {
 namespace {
-
-constexpr int kRows = W >= 16 ? 8 : 4;  // of a tile; the registers hold a distance and a left neighbour for each
 
 EMC_INLINE F least(F a, F b) {
 #if defined(__AVX512F__)
@@ -24,11 +22,13 @@ EMC_INLINE F least(F a, F b) {
 #endif
 }
 
-// Costs of W pairs, in float32 or float64.
+// Costs of W pairs, in float32 or float64. kRows rows make a tile: what the registers hold beside the distances of two columns.
 struct Single {
+  static constexpr int kRows = W >= 16 ? 8 : 4;
   F v;
 };
 struct Double {
+  static constexpr int kRows = W >= 16 ? 4 : 2;
   D low, high;
 };
 EMC_INLINE Single least(Single a, Single b) { return {least(a.v, b.v)}; }
@@ -56,42 +56,63 @@ struct Lanes {
 template <class Cost, bool kProduct>
 int64_t workspace_bytes(const DtwProblem& p) {
   const int64_t width = p.channels + kProduct;
-  return 64 + kRows * width * static_cast<int64_t>(sizeof(F)) +
+  return 64 + Cost::kRows * width * static_cast<int64_t>(sizeof(F)) +
          p.y_frames * (width * static_cast<int64_t>(sizeof(F)) + static_cast<int64_t>(sizeof(Cost)));
+}
+
+// The recurrence in a tile, from column to column: what stands left of each row, and above the first row of the column before.
+template <class Cost>
+struct Front {
+  Cost left[Cost::kRows], corner, low;
+};
+
+// kColumns columns of a tile from column s on. Distances first: an entry of x is used for all columns, one of y for all rows.
+template <class Cost, bool kProduct, int kColumns>
+EMC_INLINE void columns(const Lanes<Cost>& lanes, int64_t channels, int64_t s, Front<Cost>& front) {
+  constexpr int kRows = Cost::kRows;
+  const int64_t width = channels + kProduct;
+  const F* const x = lanes.x;
+  const F* const y = lanes.y + s * width;
+  F d[kColumns][kRows];
+  for (int k = 0; k < kColumns; ++k)
+    for (int r = 0; r < kRows; ++r) d[k][r] = kProduct ? x[r * width + channels] + y[k * width + channels] : F{};
+  for (int64_t c = 0; c < channels; ++c) {
+    F v[kColumns];
+    for (int k = 0; k < kColumns; ++k) v[k] = y[k * width + c];
+    for (int r = 0; r < kRows; ++r) {
+      const F u = x[r * width + c];
+      for (int k = 0; k < kColumns; ++k) {
+        const F gap = u - v[k];
+        d[k][r] = kProduct ? d[k][r] + u * v[k] : d[k][r] + gap * gap;
+      }
+    }
+  }
+  for (int k = 0; k < kColumns; ++k) {
+    Cost above = lanes.row[s + k], diagonal = front.corner;
+    front.corner = above;
+    for (int r = 0; r < kRows; ++r) {
+      const Cost best = least(least(front.left[r], diagonal), above);
+      diagonal = front.left[r];
+      front.left[r] = above = add(best, d[k][r]);
+    }
+    lanes.row[s + k] = above;
+    front.low = least(front.low, above);
+  }
 }
 
 // One tile: kRows rows of x against all frames of y. edge[k] is the cost left of the first column, of the row above (k = 0) and of the
 // tile's. kChannels = 0 takes the number from the problem. Returns the least cost of the last row.
 template <class Cost, bool kProduct, int kChannels>
-EMC_INLINE Cost tile(const Lanes<Cost>& lanes, int64_t channels_given, int64_t frames, const Cost* edge) {
+Cost tile(const Lanes<Cost>& lanes, int64_t channels_given, int64_t frames, const Cost* edge) {
   const int64_t channels = kChannels > 0 ? kChannels : channels_given;
-  const int64_t width = channels + kProduct;
-  const F* const x = lanes.x;
-  Cost left[kRows], corner = edge[0], low = constant(__builtin_inff(), Cost{});
-  for (int r = 0; r < kRows; ++r) left[r] = edge[r + 1];
-  for (int64_t s = 0; s < frames; ++s) {
-    const F* const y = lanes.y + s * width;
-    F d[kRows];
-    for (int r = 0; r < kRows; ++r) d[r] = kProduct ? x[r * width + channels] + y[channels] : F{};
-    for (int64_t c = 0; c < channels; ++c) {
-      const F v = y[c];
-      for (int r = 0; r < kRows; ++r) {
-        const F u = x[r * width + c];
-        const F gap = u - v;
-        d[r] = kProduct ? d[r] + u * v : d[r] + gap * gap;
-      }
-    }
-    Cost above = lanes.row[s], diagonal = corner;
-    corner = above;
-    for (int r = 0; r < kRows; ++r) {
-      const Cost best = least(least(left[r], diagonal), above);
-      diagonal = left[r];
-      left[r] = above = add(best, d[r]);
-    }
-    lanes.row[s] = above;
-    low = least(low, above);
-  }
-  return low;
+  Front<Cost> front;
+  front.corner = edge[0];
+  front.low = constant(__builtin_inff(), Cost{});
+  for (int r = 0; r < Cost::kRows; ++r) front.left[r] = edge[r + 1];
+  int64_t s = 0;
+  for (; s + 2 <= frames; s += 2) columns<Cost, kProduct, 2>(lanes, channels, s, front);
+  if (s < frames) columns<Cost, kProduct, 1>(lanes, channels, s, front);
+  return front.low;
 }
 template <class Cost, bool kProduct>
 Cost any_tile(const Lanes<Cost>& lanes, int64_t channels, int64_t frames, const Cost* edge) {
@@ -109,6 +130,7 @@ Cost any_tile(const Lanes<Cost>& lanes, int64_t channels, int64_t frames, const 
 
 template <class Cost, bool kProduct>
 void sweep(const DtwProblem& p, int64_t begin, int64_t end, void* workspace) {
+  constexpr int kRows = Cost::kRows;
   const int64_t width = p.channels + kProduct;
   auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) / 64 * 64);
   Lanes<Cost> lanes;

@@ -41,19 +41,14 @@ Run runs(const float* v, int64_t stride, int64_t frames) {
 
 // Channels [first, first + count) of a sequence around their means, one in each lane.
 void pack(const float* v, const int64_t* stride, int64_t frames, int64_t first, int64_t count, D* to, Run* run) {
-  for (int lane = 0; lane < H; ++lane) {
-    double* const column = reinterpret_cast<double*>(to) + lane;
-    if (lane >= count) {
-      for (int64_t t = 0; t < frames; ++t) column[t * H] = 0.0;
-      continue;
-    }
-    const float* const channel = v + (first + lane) * stride[1];
-    run[lane] = runs(channel, stride[0], frames);
-    double sum = 0.0;
-    for (int64_t t = 0; t < frames; ++t) sum += channel[t * stride[0]];
-    const double mean = sum / static_cast<double>(frames);
-    for (int64_t t = 0; t < frames; ++t) column[t * H] = channel[t * stride[0]] - mean;
+  for (int64_t lane = 0; lane < count; ++lane) run[lane] = runs(v + (first + lane) * stride[1], stride[0], frames);
+  D sum = {};
+  for (int64_t t = 0; t < frames; ++t) {
+    to[t] = load_channels(v + t * stride[0] + first * stride[1], stride[1], count);
+    sum += to[t];
   }
+  const D mean = sum / splat(static_cast<double>(frames));
+  for (int64_t t = 0; t < frames; ++t) to[t] = to[t] - mean;
 }
 
 void moments(const D* v, int64_t frames, int64_t max_lag, Moments* head, Moments* tail) {

@@ -33,5 +33,18 @@ EMC_INLINE void widen(F v, D* low, D* high) {
   *high = __builtin_convertvector(half.high, D);
 }
 
+// n in 1..H floats a stride apart, widened; the other lanes are zero.
+EMC_INLINE D load_channels(const float* p, int64_t stride, int64_t n) {
+  if (stride == 1 && n == H) {
+    FHalf v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, D);
+  }
+  D v = {};
+  for (int i = 0; i < H; ++i)
+    if (i < n) v[i] = p[i * stride];
+  return v;
+}
+
 }  // namespace
 }  // namespace emc::EMC_ISA

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..ops.cross_covariance import cross_covariance
 from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
 
 __all__ = ["best_concordance", "channel_concordance", "concordance", "frcorr"]
@@ -18,18 +19,15 @@ _EPSILON = 1e-8  # in the published denominator
 
 
 class _Agreement:
-    """What the CCC of every prediction (K,T,C) with every listener (J,T,C) is made of, in float64 and by one pass over the data."""
+    """What the CCC of every prediction (K,T,C) with every listener (J,T,C) is made of, in float64 and by one reading."""
 
     def __init__(self, pred: Tensor, target: Tensor) -> None:
-        pred, target = pred.to(torch.float64), target.to(torch.float64)
-        mean_p, mean_g = pred.mean(dim=1), target.mean(dim=1)  # (K,C), (J,C)
-        pred, target = pred - mean_p[:, None], target - mean_g[:, None]
-        var_p, var_g = pred.square().mean(dim=1)[:, None], target.square().mean(dim=1)[None]
-        # One small matrix product a channel: (C,K,T) (C,T,J).
-        covariance = torch.einsum("ktc,jtc->kjc", pred, target) / pred.shape[1]
+        covariance, x, y = cross_covariance(pred, target)
+        mean_p, var_p = x[:, None].unbind(dim=2)  # (K,1,C)
+        mean_g, var_g = y[None].unbind(dim=2)  # (1,J,C)
         deviations = (var_p * var_g).sqrt()
         self.covariance = torch.minimum(torch.maximum(covariance, -deviations), deviations)  # rho in [-1, 1]
-        self.spread = var_p + var_g + (mean_p[:, None] - mean_g[None]).square()
+        self.spread = var_p + var_g + (mean_p - mean_g).square()
         self.varies = (var_p > 0.0) | (var_g > 0.0)
 
     def mean(self, protocol: Protocol) -> Tensor:

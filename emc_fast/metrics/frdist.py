@@ -36,11 +36,22 @@ class _Candidates:
         self.norms = [max(float(v[..., channels].square().sum(dim=-1).max()) for v in (x, y)) for channels, _ in GROUPS]
 
     def group(self, g: int, which: Tensor, *, exact: bool, bound: Tensor | None = None) -> Tensor:
-        """Weighted distance in one group of the pairs `which`."""
+        """Weighted distance in one group of the pairs `which`.
+
+        Pairs with little room go together: the kernel stops a handful of pairs when all of them are beyond their bounds.
+        """
         channels, weight = GROUPS[g]
-        bound = None if bound is None else bound / weight
-        x, y, pairs = self.x[..., channels], self.y[..., channels], self.pairs[which]
-        return weight * dtw(x, y, pairs, x_lengths=self.x_lengths, y_lengths=self.y_lengths, bound=bound, exact=exact)
+        order = torch.arange(len(which)) if bound is None else torch.argsort(bound)
+        value = dtw(
+            self.x[..., channels],
+            self.y[..., channels],
+            self.pairs[which[order]],
+            x_lengths=self.x_lengths,
+            y_lengths=self.y_lengths,
+            bound=None if bound is None else bound[order] / weight,
+            exact=exact,
+        )
+        return torch.empty_like(value).index_copy_(0, order, weight * value)
 
     def error(self, g: int, estimate: Tensor) -> Tensor:
         channels, weight = GROUPS[g]
