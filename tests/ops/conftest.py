@@ -44,3 +44,11 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     with use_backend(chosen.backend):
         yield chosen
     library.set_isa(before)
+
+
+@pytest.fixture
+def isa(target: Target) -> str:
+    """The instruction set in use, for operators that have kernels for the CPU only."""
+    if target.backend != "cpu":
+        pytest.skip("this operator has no kernel for the GPU; its CPU kernels are tested on every machine")
+    return target.isa

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from emc_fast.errors import BackendError
 from emc_fast.ops import dtw, use_backend
-from emc_fast.ops._library import native
 from emc_fast.ops.dtw import estimate_error
 from emc_fast.ops.reference import dtw as reference
 
-
-@pytest.fixture(params=["base", "v3", "v4"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    library = native()
-    if library.problem:
-        pytest.skip(f"needs the native library: {library.problem}")
-    before = library.isa
-    try:
-        library.set_isa(request.param)
-    except BackendError:
-        pytest.skip(f"needs a processor of x86-64-{request.param}")
-    yield request.param
-    library.set_isa(before)
+from .parity import assert_opcheck
 
 
 def problem(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -67,12 +52,8 @@ def test_definition_by_hand() -> None:
 def test_kernel_is_the_definition(isa: str, seed: int) -> None:
     x, y, pairs, x_lengths, y_lengths = problem(seed)
     truth = reference.dtw(x.double(), y.double(), pairs, x_lengths=x_lengths, y_lengths=y_lengths)
-    native().set_poison(True)
-    try:
-        ours = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
-        estimate = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, exact=False)
-    finally:
-        native().set_poison(False)
+    ours = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    estimate = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, exact=False)
     torch.testing.assert_close(ours, truth, rtol=3e-7, atol=1e-9)
     norm = max(float(v.square().sum(-1).max()) for v in (x, y))
     assert ((estimate - truth).abs() <= estimate_error(x.shape[1] + y.shape[1], x.shape[2], norm, estimate)).all()
@@ -117,10 +98,8 @@ def test_nothing_to_do() -> None:
 
 
 def test_raw_operator_is_well_declared() -> None:
-    if native().problem:
-        pytest.skip(f"needs the native library: {native().problem}")
     x, y, pairs, x_lengths, y_lengths = problem(1)
-    torch.library.opcheck(torch.ops.emc_fast.dtw.default, (x, y, pairs, x_lengths, y_lengths, None, True))
+    assert_opcheck(torch.ops.emc_fast.dtw.default, x, y, pairs, x_lengths, y_lengths, None, True)
 
 
 def test_bad_arguments_are_named() -> None:
