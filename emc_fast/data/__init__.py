@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .appropriateness import appropriateness_of_split, load_appropriateness
     from .audio import load_audio, mfcc
     from .batch import collate
-    from .cache import FeatureCache
+    from .cache import FeatureCache, default_cache_dir
     from .corpus import Corpus, RoleClip
     from .dataset import REACTDataset
     from .names import COEFFICIENT_NAMES, EMOTION_NAMES, SPEECH_EMOTION_NAMES
@@ -32,6 +32,7 @@ _HOME = {
     "RoleClip": "corpus",
     "appropriateness_of_split": "appropriateness",
     "collate": "batch",
+    "default_cache_dir": "cache",
     "load_appropriateness": "appropriateness",
     "load_audio": "audio",
     "mfcc": "audio",
@@ -52,6 +53,7 @@ __all__ = [
     "RoleClip",
     "appropriateness_of_split",
     "collate",
+    "default_cache_dir",
     "load_appropriateness",
     "load_audio",
     "mfcc",

@@ -39,7 +39,7 @@ def default_cache_dir(root: str | Path) -> Path:
     return Path(root) / "emc-cache"
 
 
-def _signature(clip: RoleClip) -> dict[str, list[int]]:
+def signature_of(clip: RoleClip) -> dict[str, list[int]]:
     """Size and modification time of every file that a stream is made from."""
     signature = {}
     for kind in sorted({kind for kinds in SOURCES.values() for kind in kinds}):
@@ -73,6 +73,9 @@ class FeatureCache:
     def __contains__(self, clip: RoleClip) -> bool:
         return clip.name in self._index["clips"]
 
+    def _is_fresh(self, name: str, signature: dict[str, list[int]]) -> bool:
+        return self._index["clips"].get(name, {}).get("signature") == signature
+
     def streams(self, clip: RoleClip) -> Streams:
         """The streams of a clip as read-only views of the mapped files (see :func:`~emc_fast.data.streams.read_streams`).
 
@@ -85,9 +88,18 @@ class FeatureCache:
     def _map(self, stream: str) -> NDArray[np.float32]:
         if stream not in self._maps:
             path = self.directory / self._index["generation"] / f"{stream}.f32"
-            flat = np.memmap(path, dtype="<f4", mode="r") if path.stat().st_size else np.zeros(0, np.float32)
+            try:
+                flat = np.memmap(path, dtype="<f4", mode="r") if path.stat().st_size else np.zeros(0, np.float32)
+            except OSError as error:
+                raise DataError(f"{path}: is gone ({error}); another process has renewed the cache, start again") from error
             self._maps[stream] = flat.reshape(-1, self._index["widths"][stream])
         return self._maps[stream]
+
+    def _mapped(self) -> FeatureCache:
+        """Itself with all files mapped: who has mapped a generation keeps it, also when another process renews the cache."""
+        for stream in self._index["widths"]:
+            self._map(stream)
+        return self
 
     @classmethod
     def _open(cls, directory: Path, options: FeatureOptions) -> FeatureCache | None:
@@ -102,7 +114,10 @@ class FeatureCache:
                     return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return cls(directory, index)
+        try:
+            return cls(directory, index)._mapped()
+        except DataError:
+            return None
 
     @classmethod
     def build(
@@ -135,21 +150,22 @@ class FeatureCache:
         """
         options = options or FeatureOptions()
         directory = Path(directory)
-        wanted = {clip.name: (clip, _signature(clip)) for clip in clips}
+        wanted = {clip.name: (clip, signature_of(clip)) for clip in clips}
+        ready = cls._open(directory, options)
+        if ready and all(ready._is_fresh(name, signature) for name, (_, signature) in wanted.items()):
+            return ready  # without the lock, so that a cache on a read-only disk serves too
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with _locked(directory):
                 old = cls._open(directory, options)
-                known = old._index["clips"] if old else {}
-                todo = [clip for name, (clip, signature) in wanted.items() if known.get(name, {}).get("signature") != signature]
+                todo = [clip for name, (clip, signature) in wanted.items() if not (old and old._is_fresh(name, signature))]
                 if old and not todo:
                     return old
-                kept = [name for name, (_, signature) in wanted.items() if known.get(name, {}).get("signature") == signature]
                 writer = _Generation(directory, options)
                 try:
-                    for name in kept:
-                        assert old is not None
-                        writer.add(name, wanted[name][1], old.streams(wanted[name][0]))
+                    for name, (clip, signature) in wanted.items():
+                        if old and old._is_fresh(name, signature):
+                            writer.add(name, signature, old.streams(clip))
                     faults: list[str] = []
                     try:
                         for clip, result in extract_all(
@@ -177,7 +193,7 @@ class FeatureCache:
         if faults:
             more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
             raise DataError(f"{len(faults)} of {len(wanted)} clips cannot be used:\n" + "\n".join(faults[:10]) + more)
-        return cls(directory, index)
+        return cls(directory, index)._mapped()
 
 
 class _Generation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from .cache import FeatureCache
+from .cache import FeatureCache, signature_of
 from .corpus import Corpus, RoleClip
 from .files import write_array
 from .frames import CROP, list_frames, load_frame
@@ -42,7 +44,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
     ``target_emotion``   (T, 25)        listener's emotion row
     ``target_available`` (T,) bool      both targets are there
     ``length``           int            T
-    ``index``            int            the item's row in ``appropriate`` (the mirrored one where roles were swapped)
+    ``index``            int            the item's row in ``appropriate`` (where roles were swapped: the mirrored one)
     ``name``             str            the speaker's clip
     ==================== ============== ====================================================================================
 
@@ -61,7 +63,8 @@ class REACTDataset(Dataset[dict[str, Any]]):
         cache_dir: folder of the feature cache, brought up to date first; None reads and computes each time.
         fps: video frames per second of a tree; another kind of corpus brings its own.
         input: ``"features"`` or ``"image"``, the form of the face.
-        speech_emotion: recogniser ``(waveform, sample_rate, *, fps) -> (T, 10)`` for clips without precomputed speech emotion.
+        speech_emotion: recogniser ``(waveform, sample_rate, *, fps) -> (T, 10)`` for clips without precomputed speech emotion; with
+            ``cache_dir`` it needs an attribute ``cache_name``, a string that changes with its weights.
         mean_face: (58,) to subtract; default: the tree's ``mean_face.npy``, else the mean over the training clips.
         processes: worker processes for building the cache.
         progress: show a bar while building it.
@@ -245,12 +248,15 @@ class REACTDataset(Dataset[dict[str, Any]]):
         mean_of_corpus = self.corpus.mean_face()
         if mean_of_corpus is not None:
             return mean_of_corpus
-        stored = None if cache_dir is None else Path(cache_dir) / "mean_face.npy"
-        if stored is not None and stored.is_file():
+        clips = self.corpus.training_clips()
+        if cache_dir is None:
+            return mean_coefficients(clips)
+        state = json.dumps([(clip.name, signature_of(clip).get("coefficients")) for clip in clips])
+        stored = Path(cache_dir) / f"mean_face-{hashlib.sha256(state.encode()).hexdigest()[:12]}.npy"
+        if stored.is_file():
             return read_mean_face(stored)
-        mean = mean_coefficients(self.corpus.training_clips())
-        if stored is not None:
-            write_array(stored, mean)
+        mean = mean_coefficients(clips)
+        write_array(stored, mean)
         return mean
 
 

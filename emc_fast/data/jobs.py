@@ -6,6 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from rich.console import Console
@@ -78,5 +79,7 @@ def _parallel(clips: Sequence[RoleClip], options: FeatureOptions, processes: int
         while waiting:
             done, future = waiting.popleft()
             yield done, future.result()
+    except BrokenProcessPool as error:
+        raise DataError("a worker process ended by itself, perhaps for want of memory; use fewer processes") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

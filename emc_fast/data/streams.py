@@ -52,15 +52,21 @@ class FeatureOptions:
         return {"emotion": EMOTION_DIM, "coefficients": COEFFICIENT_DIM, "mfcc": speech, "speech_emotion": SPEECH_EMOTION_DIM}
 
     def describe(self) -> dict[str, Any]:
-        """The options as JSON; a recogniser is known by its ``cache_name``, else by module and name."""
-        recogniser = self.speech_emotion
-        name = getattr(recogniser, "cache_name", None) or (
-            f"{getattr(recogniser, '__module__', '')}.{getattr(recogniser, '__qualname__', type(recogniser).__qualname__)}"
-        )
-        return {"version": _VERSION, "fps": float(self.fps), "speech_emotion": str(name)}
+        """The options as JSON.
+
+        Raises:
+            DataError: the recogniser has no ``cache_name``, so nothing tells whether cached features came from this one.
+        """
+        name = getattr(self.speech_emotion, "cache_name", None)
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"the speech emotion recogniser {self.speech_emotion!r} has no cache_name, and the feature cache is keyed by it; "
+                "give it that attribute, a string that changes with its weights"
+            )
+        return {"version": _VERSION, "fps": float(self.fps), "speech_emotion": name}
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that differ where the features do."""
+        """Twelve hexadecimal digits that differ where the features do; DataError as in :meth:`describe`."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -101,7 +107,7 @@ def _recognised(clip: RoleClip, waveform: NDArray[np.float32], rate: int, option
     values = np.asarray(options.speech_emotion(waveform, rate, fps=options.fps), dtype=np.float32)
     if values.ndim != 2 or values.shape[1] != SPEECH_EMOTION_DIM:
         raise DataError(
-            f"{clip.audio}: the speech emotion recogniser {options.describe()['speech_emotion']} gave shape {values.shape}; "
+            f"{clip.audio}: the speech emotion recogniser {options.speech_emotion!r} gave shape {values.shape}; "
             f"(T, {SPEECH_EMOTION_DIM}) is taken: valence, arousal, 8 expressions"
         )
     return values

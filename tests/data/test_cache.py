@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from emc_fast.data import FeatureCache, React2024, REACTDataset
+from emc_fast.data import cache as cache_module
 from emc_fast.data import jobs as jobs_module
 from emc_fast.data.streams import FeatureOptions, read_streams
 from emc_fast.errors import DataError
@@ -104,6 +105,7 @@ def test_other_options_are_another_cache(tmp_path, tree):
     def recogniser(waveform, sample_rate, *, fps):
         return np.zeros((60, 10), np.float32)
 
+    recogniser.cache_name = "nothing"
     REACTDataset(tree, "val", cache_dir=tmp_path, progress=False)
     data = REACTDataset(tree, "val", cache_dir=tmp_path, speech_emotion=recogniser, progress=False)
     assert not data[0]["speech_emotion"].any()
@@ -220,6 +222,37 @@ def test_a_pickled_cache_takes_no_data_along(tmp_path, clips):
     packed = pickle.dumps(cache)
     assert len(packed) < 20_000
     same(pickle.loads(packed), clips)
+
+
+def test_a_renewed_cache_does_not_disturb_who_has_it_open(tmp_path, tree):
+    shutil.copytree(tree, tmp_path / "t")
+    clips = React2024(tmp_path / "t", "val").clips
+    cache = build(tmp_path / "c", clips)
+    packed = pickle.dumps(cache)
+    os.utime(clips[0].audio, ns=(1, 1))
+    build(tmp_path / "c", clips)
+    same(cache, clips)
+    with pytest.raises(DataError, match="another process has renewed the cache"):
+        pickle.loads(packed).streams(clips[0])
+
+
+def test_a_fresh_cache_serves_without_its_lock(tmp_path, clips, monkeypatch):
+    build(tmp_path / "c", clips)
+    monkeypatch.setattr(cache_module, "_locked", None)  # as on a read-only disk
+    same(build(tmp_path / "c", clips), clips)
+
+
+def test_a_worker_that_dies_is_one_clear_error(tmp_path, clips):
+    recogniser = _Killer()
+    with pytest.raises(DataError, match="a worker process ended by itself"):
+        build(tmp_path / "c", clips, options=FeatureOptions(speech_emotion=recogniser), processes=2)
+
+
+class _Killer:
+    cache_name = "killer"
+
+    def __call__(self, waveform, sample_rate, *, fps):
+        os._exit(1)
 
 
 def test_the_bar_tells_how_far_it_is(tmp_path, clips):

@@ -25,6 +25,7 @@ from emc_fast.data import (
     read_emotion,
     speech_emotion,
 )
+from emc_fast.data import dataset as dataset_module
 from emc_fast.errors import DataError
 
 STREAMS = {"face": 58, "speech": 78, "face_emotion": 25, "speech_emotion": 10, "target_3dmm": 58, "target_emotion": 25}
@@ -232,9 +233,15 @@ def test_precomputed_and_pluggable_speech_emotion(own, tmp_path, cached):
     def recogniser(waveform, sample_rate, *, fps):
         return np.full((-(-len(waveform) // int(sample_rate / fps)), 10), 0.25)
 
+    recogniser.cache_name = "a quarter"
     data = REACTDataset(own, "val", speech_emotion=recogniser, cache_dir=tmp_path / "cache" if cached else None, progress=False)
     np.testing.assert_array_equal(data[0]["speech_emotion"], values)
     assert (data[1]["speech_emotion"] == 0.25).all()
+
+
+def test_a_cache_refuses_a_recogniser_without_a_name(tree, tmp_path):
+    with pytest.raises(DataError, match="has no cache_name"):
+        REACTDataset(tree, "val", speech_emotion=lambda waveform, rate, *, fps: np.zeros((60, 10)), cache_dir=tmp_path)
 
 
 def test_a_recogniser_of_another_width(tree):
@@ -243,14 +250,17 @@ def test_a_recogniser_of_another_width(tree):
         data[0]
 
 
-def test_the_mean_face_of_the_training_clips_when_none_comes_along(own, tmp_path):
+def test_the_mean_face_of_the_training_clips_when_none_comes_along(own, tmp_path, monkeypatch):
     (own / "mean_face.npy").unlink()
     rows = np.concatenate([read_coefficients(path) for path in files(own, "train", "3D_FV_files")])
     data = REACTDataset(own, "val", cache_dir=tmp_path / "cache", progress=False)
     np.testing.assert_allclose(data.mean_face, rows.mean(0, dtype=np.float64), atol=1e-6)
-    shutil.rmtree(own / "train")
-    again = REACTDataset(own, "val", cache_dir=tmp_path / "cache", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_module, "mean_coefficients", None)  # kept with the cache, not computed again
+        again = REACTDataset(own, "val", cache_dir=tmp_path / "cache", progress=False)
     np.testing.assert_array_equal(again.mean_face, data.mean_face)
+    np.save(files(own, "train", "3D_FV_files")[0], np.full((61, 1, 58), 9.0))
+    assert (REACTDataset(own, "val", cache_dir=tmp_path / "cache", progress=False).mean_face > data.mean_face).all()
 
 
 def test_the_matrix_when_asked_for(own):

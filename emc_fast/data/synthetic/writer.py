@@ -106,7 +106,7 @@ def synthesize_corpus(
         raise DataError(f"{root}: exists and is not an empty folder; name a new one, or remove it first")
     settings = _Settings(frames, fps, seed, neighbours, lag, noise, sample_rate)
     root.parent.mkdir(parents=True, exist_ok=True)
-    aside = root.parent / f".{root.name}.{uuid.uuid4().hex[:8]}"
+    aside = root.parent / f".{root.resolve().name}.{uuid.uuid4().hex[:8]}"
     try:
         aside.mkdir()
         with progress_bar(console, disable=not progress) as bar:
