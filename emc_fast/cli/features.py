@@ -17,9 +17,9 @@ def command(
     """Compute MFCC and speech emotion, parse emotion and 3DMM files, and keep it all for memory mapping."""
     from rich.console import Console
 
-    from ..data.cache import default_cache_dir
-    from ..data.dataset import REACTDataset
-    from ..data.react2024 import SPLITS
+    from ..data.cache import FeatureCache, default_cache_dir, split_cache_dir
+    from ..data.react2024 import SPLITS, React2024
+    from ..data.streams import FeatureOptions
     from ..errors import DataError
 
     console = Console()
@@ -27,7 +27,10 @@ def command(
     if not splits:
         raise DataError(f"{data}: holds none of {', '.join(f'{name}.csv' for name in SPLITS)}; the root of a REACT 2024 tree is taken")
     where = cache or default_cache_dir(data)
+    options = FeatureOptions()
     for name in splits:
-        dataset = REACTDataset(data, name, cache_dir=where, processes=processes)
-        console.print(f"{name}: {len(dataset.corpus.clips)} clips of one person, {len(dataset)} pairs with both roles", soft_wrap=True)
+        corpus = React2024(data, name)
+        place = split_cache_dir(where, name, options)
+        FeatureCache.build(place, corpus.clips, options, processes=processes, title=f"features of {name}")
+        console.print(f"{name}: {len(corpus.clips)} clips of one person, {len(corpus.pairs)} pairs with both roles", soft_wrap=True)
     console.print(f"features are in {where}", soft_wrap=True)

@@ -27,7 +27,7 @@ from rich.console import Console
 from ..errors import DataError
 from .corpus import RoleClip
 from .files import write_text
-from .jobs import extract_all
+from .jobs import extract_all, refuse_in_unguarded_script
 from .streams import SOURCES, FeatureOptions, Streams
 
 _FORMAT = 1
@@ -37,6 +37,11 @@ _INDEX = "index.json"
 def default_cache_dir(root: str | Path) -> Path:
     """Where the command line keeps the features of the corpus at ``root``."""
     return Path(root) / "emc-cache"
+
+
+def split_cache_dir(cache_dir: str | Path, split: str, options: FeatureOptions) -> Path:
+    """Folder of one split's features under ``cache_dir``; DataError where the recogniser has no ``cache_name``."""
+    return Path(cache_dir) / f"{split}-{options.digest()}"
 
 
 def signature_of(clip: RoleClip) -> dict[str, list[int]]:
@@ -150,6 +155,8 @@ class FeatureCache:
         """
         options = options or FeatureOptions()
         directory = Path(directory)
+        if processes > 1:
+            refuse_in_unguarded_script()
         wanted = {clip.name: (clip, signature_of(clip)) for clip in clips}
         ready = cls._open(directory, options)
         if ready and all(ready._is_fresh(name, signature) for name, (_, signature) in wanted.items()):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from .cache import FeatureCache, signature_of
+from .cache import FeatureCache, signature_of, split_cache_dir
 from .corpus import Corpus, RoleClip
 from .files import write_array
 from .frames import CROP, list_frames, load_frame
@@ -106,7 +106,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         self._check_speakers()
         self._cache: FeatureCache | None = None
         if cache_dir is not None:
-            place = Path(cache_dir) / f"{split}-{self.options.digest()}"
+            place = split_cache_dir(cache_dir, split, self.options)
             self._cache = FeatureCache.build(
                 place, self.corpus.clips, self.options, processes=processes, progress=progress, title=f"features of {split}"
             )

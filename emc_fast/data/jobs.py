@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -47,6 +47,15 @@ def extract_all(
         for result in results:
             yield result
             bar.advance(task)
+
+
+def refuse_in_unguarded_script() -> None:
+    """Raise where a worker, importing the script that started it, has come to start workers itself.
+
+    Python raises for this too, but only once it starts a process; by then the worker would wait for a lock that its parent holds.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise DataError("worker processes import the script that starts them; put its code under: if __name__ == '__main__':")
 
 
 def _extract(clip: RoleClip, options: FeatureOptions) -> Streams | str:

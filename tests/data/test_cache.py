@@ -255,6 +255,18 @@ class _Killer:
         os._exit(1)
 
 
+def test_a_script_without_a_main_guard_fails_instead_of_waiting_for_itself(tmp_path, tree):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from emc_fast.data import React2024, FeatureCache\n"
+        "FeatureCache.build(sys.argv[2], React2024(sys.argv[1], 'val').clips, progress=False, processes=2)\n"
+    )
+    command = [sys.executable, str(script), str(tree), str(tmp_path / "c")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "if __name__ == '__main__':" in done.stderr
+
+
 def test_the_bar_tells_how_far_it_is(tmp_path, clips):
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120)
