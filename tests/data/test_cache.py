@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killer import Killer
 from rich.console import Console
 
 from emc_fast.data import FeatureCache, React2024, REACTDataset
@@ -243,16 +244,8 @@ def test_a_fresh_cache_serves_without_its_lock(tmp_path, clips, monkeypatch):
 
 
 def test_a_worker_that_dies_is_one_clear_error(tmp_path, clips):
-    recogniser = _Killer()
     with pytest.raises(DataError, match="a worker process ended by itself"):
-        build(tmp_path / "c", clips, options=FeatureOptions(speech_emotion=recogniser), processes=2)
-
-
-class _Killer:
-    cache_name = "killer"
-
-    def __call__(self, waveform, sample_rate, *, fps):
-        os._exit(1)
+        build(tmp_path / "c", clips, options=FeatureOptions(speech_emotion=Killer()), processes=2)
 
 
 def test_a_script_without_a_main_guard_fails_instead_of_waiting_for_itself(tmp_path, tree):

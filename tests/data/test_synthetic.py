@@ -111,6 +111,16 @@ def test_interrupted_it_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("17458 requested and 6112 written")
+
+    monkeypatch.setattr(writer, "_write_wav", full)
+    with pytest.raises(DataError, match=r"t: the corpus cannot be written .* needs about 1 MB"):
+        small(tmp_path / "t")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "bad", [{"train": -1}, {"train": 0, "val": 0}, {"frames": 4}, {"neighbours": 0}, {"lag": (5, 2)}, {"noise": -1.0}, {"sample_rate": 100}]
 )

@@ -85,7 +85,7 @@ def synthesize_corpus(
         the root.
 
     Raises:
-        DataError: the folder holds something already.
+        DataError: the folder holds something already, or cannot be written (nothing is left then).
         ValueError: an argument is out of range.
     """
     counts = {"train": train, "val": val, "test": test}
@@ -118,6 +118,9 @@ def synthesize_corpus(
         np.save(aside / "mean_face.npy", face.MEAN_FACE)
         (aside / "README.md").write_text(_readme(counts, settings), encoding="utf-8")
         aside.replace(root)
+    except OSError as error:
+        size = sum(counts.values()) * 2 * frames * (2 * int(sample_rate / fps) + 450) / 1e6
+        raise DataError(f"{root}: the corpus cannot be written ({error}); it needs about {size:.0f} MB of free space") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return root
