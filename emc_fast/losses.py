@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ def gaussian_kl(q: Sequence[Tensor], p: Sequence[Tensor]) -> Tensor:
     return 0.5 * (ratio.exp() + (mu_q - mu_p).square() * torch.exp(-logvar_p) - 1 - ratio).sum(-1)
 
 
-_shared: ContextVar[bool] = ContextVar("counts of all processes", default=False)
+_shared = False
+"""Whether means count the elements of all processes: a plain name of the module, which torch.compile can guard on."""
 
 
 @contextmanager
@@ -33,16 +33,17 @@ def counts_of_all_processes(enabled: bool = True) -> Iterator[None]:
     has as many valid elements as the others; with sum / (count of all / processes) it always is. Every process must compute the same
     losses in the same order, as one number per mean is exchanged.
     """
-    token = _shared.set(enabled)
+    global _shared
+    before, _shared = _shared, enabled
     try:
         yield
     finally:
-        _shared.reset(token)
+        _shared = before
 
 
 def mean_divisor(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor | int:
     """What a mean over the elements of `shape` divides by: how many there are, or are True in `mask` (of that shape); at least 1."""
-    if not _shared.get():
+    if not _shared:
         return max(shape.numel(), 1) if mask is None else mask.sum().clamp(min=1)
     count = torch.tensor(shape.numel(), device=device) if mask is None else mask.sum()
     torch.distributed.all_reduce(count)

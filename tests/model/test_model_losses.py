@@ -92,3 +92,9 @@ def test_squared_error_and_diversity_over_valid_frames():
     expected = torch.stack([distance[0].sum((1, 2)), distance[1, :, :2].sum((1, 2))])
     torch.testing.assert_close(diversity_loss(prediction, other, mask), torch.exp(-expected / 100).mean())
     torch.testing.assert_close(diversity_loss(prediction, prediction, None), torch.ones((), dtype=torch.float64))
+
+
+def test_a_loss_is_one_graph():
+    u, made, mask = normal(2, 3, 4), normal(2, 3, 4), torch.rand(2, 3) < 0.5
+    compiled = torch.compile(alignment_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(u, made, mask=mask), alignment_loss(u, made, mask=mask))
