@@ -1,0 +1,1 @@
+"""Benchmarks behind a correctness gate; see README.md."""

@@ -1,0 +1,44 @@
+"""fusion_kl (diagonal and unit variance) against its definition, eager and compiled."""
+
+from __future__ import annotations
+
+import torch
+
+from emc_fast.ops import fusion_kl
+from emc_fast.ops.reference.fusion_kl import fusion_kl as definition
+
+from .race import Case
+
+# A Gaussian per clip (Trans-VAE), the 25 x 50 graph of REGNN, and one Gaussian per frame of 64 clips of 750 frames.
+ROWS = [(1, 128), (4, 128), (64, 128), (400, 1250), (1024, 64), (16384, 128), (48000, 64), (48000, 128), (48000, 360)]
+SIZES = (
+    [(4, 128, "diagonal"), (48000, 128, "diagonal"), (48000, 128, "unit")],
+    [(*rows, form) for form in ("diagonal", "unit") for rows in ROWS],
+)
+MEANS = ("mu_real", "mu_face", "mu_speech")
+LOGVARS = ("logvar_real", "logvar_face", "logvar_speech")
+
+
+def ours(mu_real, mu_face, mu_speech, logvar_real=None, logvar_face=None, logvar_speech=None):
+    return fusion_kl((mu_real, logvar_real), (mu_face, logvar_face), (mu_speech, logvar_speech))
+
+
+def test_fusion_kl(race, size, direction) -> None:
+    rows, width, form = size
+    names = MEANS + LOGVARS if form == "diagonal" else MEANS
+    inputs = {name: 0.5 * torch.randn(rows, width) for name in names}
+    eager = definition if form == "diagonal" else lambda **x: definition(**x, **dict.fromkeys(LOGVARS))
+    traffic = 4.0 * len(names) * rows * width
+    race(
+        Case(
+            "fusion_kl",
+            f"{rows} x {width} {form}",
+            ours,
+            inputs,
+            {"eager": eager},
+            compiled=("eager",),
+            differentiate=names,
+            bytes_moved=(traffic, 3 * traffic),  # forward reads; backward reads and writes
+        ),
+        direction,
+    )

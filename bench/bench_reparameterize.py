@@ -1,0 +1,34 @@
+"""reparameterize against plain PyTorch with torch's own noise, eager and compiled."""
+
+from __future__ import annotations
+
+import torch
+
+from emc_fast.ops import reparameterize
+
+from .race import Case
+
+SIZES = ([(4, 1, 128), (64, 750, 128)], [(1, 1, 128), (4, 1, 128), (16, 256, 128), (64, 256, 128), (64, 750, 64), (64, 750, 128)])
+
+
+def plain(mu: torch.Tensor, logvar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    variance = logvar.exp()
+    return mu + variance.sqrt() * torch.randn_like(mu), 0.5 * (mu.square() + variance - 1 - logvar).sum(-1)
+
+
+def test_reparameterize(race, size, direction) -> None:
+    traffic = 4.0 * size[0] * size[1] * size[2]
+    seed = torch.tensor([7])
+    race(
+        Case(
+            "reparameterize",
+            " x ".join(map(str, size)),
+            lambda mu, logvar: reparameterize(mu, logvar, seed=seed),
+            {"mu": torch.randn(size), "logvar": torch.randn(size)},
+            {"eager": plain},
+            compiled=("eager",),
+            differentiate=("mu", "logvar"),
+            bytes_moved=(3 * traffic, 8 * traffic),  # two in, one out; backward three in, two out
+        ),
+        direction,
+    )
