@@ -166,6 +166,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, refuse: tuple[tu
     Raises:
         BackendError: a back end was asked for that cannot serve.
     """
+    if _forced == "auto" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "reference"  # torch.func transforms go through plain PyTorch, not through registered derivatives
     return _decide(name, device.type, dtype, _forced, refuse)
 
 

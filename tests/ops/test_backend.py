@@ -83,6 +83,21 @@ def test_compiled_code_follows_use_backend() -> None:
     assert "emc_fast.dropout" not in plain
 
 
+def test_function_transforms_are_served_by_the_definition() -> None:
+    x = torch.randn(3, 4)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (dropout(x, 0.5, seed=1) ** 2).sum()
+
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    assert torch.equal(torch.func.grad(loss)(x), leaf.grad)
+    mask = dropout(torch.ones_like(x), 0.5, seed=1).flatten()
+    assert torch.equal(torch.func.hessian(loss)(x).reshape(12, 12), torch.diag(2 * mask * mask))
+    with use_backend("cpu"), pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(loss)(x)
+
+
 def test_report_names_every_operator_and_reason() -> None:
     rows = backend_report()
     assert {"philox_normal", "dropout", "reparameterize"} <= {row.operator for row in rows}
