@@ -51,3 +51,32 @@ def rows(batch, index):
 def frames(batch, stop):
     """The first frames of a batch."""
     return {name: value[:, :stop] if value.ndim > 1 else value for name, value in batch.items()}
+
+
+ONLINE = {"online": True, "window": 4}
+
+
+def reactions(model, batch, **kwargs):
+    with torch.no_grad():
+        output = model(**batch, **kwargs)
+    return torch.cat((output.reaction_3dmm, output.reaction_emotion), -1)
+
+
+def holes(batch, *, clips=3, length=12, seed=5):
+    """The batch with random frames missing, never both streams of one clip throughout."""
+    generator = torch.Generator().manual_seed(seed)
+    face = torch.rand(clips, length, generator=generator) < 0.6
+    speech = torch.rand(clips, length, generator=generator) < 0.6
+    face[:, 0] = True
+    speech[:, 1] = True
+    return batch | {"face_available": face, "speech_available": speech}
+
+
+def poisoned(batch, value=float("nan")):
+    """The batch with `value` in every frame that is marked unavailable."""
+    batch = dict(batch)
+    for name in ("face", "speech"):
+        missing = ~batch[f"{name}_available"][..., None]
+        batch[name] = batch[name].masked_fill(missing, value)
+        batch[f"{name}_emotion"] = batch[f"{name}_emotion"].masked_fill(missing, value)
+    return batch
