@@ -25,10 +25,11 @@ def command(
         bool, typer.Option("--add-mean-face/--no-add-mean-face", help="3DMM absolute, as renderers take it, or relative to the mean face.")
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    cache_dir: Annotated[Path | None, typer.Option(help="Where the corpus keeps its feature cache.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where to keep the features. [default: emc-cache inside the corpus]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
 ) -> None:
     """Write K reactions per clip: prediction_emotion.npy [N,K,T,25] and prediction_3dmm.npy [N,K,T,58]."""
+    from ..data.cache import default_cache_dir
     from ..training import generate
 
     written = generate(
@@ -46,7 +47,7 @@ def command(
         batch_size=batch_size,
         add_mean_face=add_mean_face,
         device=device,
-        cache_dir=cache_dir,
+        cache_dir=cache or (default_cache_dir(data) if data is not None else None),
         overwrite=overwrite,
     )
     typer.echo(f"written: {written}")

@@ -29,13 +29,14 @@ def command(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints, 0 for epochs only. [default: 0]")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between log entries. [default: 10]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read clips. [default: 0]")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where the feature cache lies.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where to keep the features. [default: emc-cache inside the corpus]")] = None,
     device: Annotated[str | None, typer.Option(help="auto or cpu. [default: auto]")] = None,
 ) -> None:
     """Train a model. Ctrl-C finishes the step, saves, and tells how to go on.
 
     Several GPUs: accelerate launch -m emc_fast train ... (or torchrun --nproc-per-node N -m emc_fast train ...).
     """
+    from ..data.cache import default_cache_dir
     from ..training import train
     from ..training.config import TrainConfig, read_settings
 
@@ -55,13 +56,15 @@ def command(
         "checkpoint_every": checkpoint_every,
         "log_every": log_every,
         "workers": workers,
-        "cache_dir": cache_dir and str(cache_dir),
+        "cache_dir": cache and str(cache),
         "device": device,
     }
     settings = read_settings(config) if config is not None else {}
     if resume and (out / "config.json").is_file():
         settings = read_settings(out / "config.json") | settings
     settings |= {name: value for name, value in given.items() if value is not None}
+    if "cache_dir" not in settings and settings.get("data"):
+        settings["cache_dir"] = str(default_cache_dir(settings["data"]))
     if clip_length is not None:
         settings["clip_length"] = clip_length or None
     model = {name: value for name, value in (("backbone", backbone), ("emc", emc)) if value is not None}

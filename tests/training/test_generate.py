@@ -230,7 +230,7 @@ def test_the_command(trained, corpus, features, tmp_path):
         str(corpus),
         "--out",
         str(tmp_path / "out"),
-        "--cache-dir",
+        "--cache",
         str(features),
         "--num-samples",
         "2",
