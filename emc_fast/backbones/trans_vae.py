@@ -120,7 +120,7 @@ class TransVAE(Backbone):
             key_mask = torch.cat((key_mask.new_ones(rows, 2), key_mask), dim=1)
         x = self.vae_encoder(torch.cat((tokens, x), dim=1), rows=2, key_mask=key_mask, seed=seed)
         mu, logvar = x.view(-1, draws, 2, d).unbind(2)
-        return Gaussian(mu, logvar)
+        return Gaussian(mu, logvar + self.options.logvar_offset if self.options.logvar_offset else logvar)
 
     def sample(self, distribution: Distribution, num_samples: int, *, segment: Segment, seed: Tensor | None) -> Sample:
         """z (B, K, 1, d) by reparameterisation; window i is frame i of the noise. KL is the mean over z's elements and draws."""

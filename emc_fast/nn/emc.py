@@ -347,6 +347,10 @@ class EMC(nn.Module):
         sequence = sample
         if sample.shape[2] == 1:
             sequence = sample + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
+            if self.config.emotion_positions:
+                frames = emotion.values.shape[1]
+                where = self.positions(frames, offset=segment.stop - frames).to(emotion.values.dtype)
+                emotion = emotion._replace(values=emotion.values + where)
         return self.apply_ea(self.ea_sample, [sequence.flatten(0, 1)], [emotion], mask, seed, draws=draws)
 
 
