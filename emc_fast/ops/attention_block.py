@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .attention import _seed
+from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
 from .reference.attention_block import attention_block as _reference
 
@@ -34,6 +34,6 @@ def attention_block(
         causal=causal,
         window=window,
         dropout_p=dropout_p,
-        seed=_seed(seed, dropout_p, x),
+        seed=as_seed(seed, x.shape, x.device) if dropout_p > 0 else None,
         stream=stream,
     )

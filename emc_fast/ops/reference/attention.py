@@ -61,6 +61,7 @@ def attention(
 
         assert seed is not None
         uniform = philox_uniform((b, h, t, s), seed, stream=stream)
-        probabilities = torch.where(uniform >= dropout_p, probabilities / (1.0 - dropout_p), 0.0)
+        factor = 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
+        probabilities = torch.where(uniform >= dropout_p, probabilities * factor, 0.0)
     out = torch.einsum("bhts,bshd->bthd", probabilities, value.to(compute))
     return torch.where(row, out, 0.0).to(query.dtype)

@@ -72,5 +72,6 @@ def attention_block(
 
         assert seed is not None
         uniform = philox_uniform(tuple(update.shape), seed, stream=stream + 1)
-        update = torch.where(uniform >= dropout_p, update / (1.0 - dropout_p), 0.0)
+        factor = 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
+        update = torch.where(uniform >= dropout_p, update * factor, 0.0)
     return layer_norm(rows + update, x.shape[-1:], w.ln_weight, w.ln_bias, w.ln_eps).to(x.dtype)

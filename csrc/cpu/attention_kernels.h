@@ -1,0 +1,58 @@
+// Fused attention on the CPU: what the boxed operator (csrc/torch/attention.cpp) and the kernels share.
+//
+// Both directions work on one (batch, head, chunk of queries) at a time, a task. Queries stand in the SIMD lanes: scores are computed
+// transposed, S^T = K Q^T, so that the online softmax needs no horizontal operation and any head width runs without padding. Keys that the
+// mask removes are dropped while packing and never read: a masked sequence costs what its attended keys cost, its bits do not depend on its
+// padding, and what stands in masked places cannot leak.
+#pragma once
+
+#include "../kernels.h"
+
+namespace emc {
+
+// (batch, time, head, width); strides in elements, any.
+struct AttentionOperand {
+  void* data = nullptr;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+struct AttentionArgs {
+  int64_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
+  DType dtype = DType::kFloat32;
+  AttentionOperand query, key, value, out;                      // out is read by the backward pass
+  AttentionOperand grad_out, grad_query, grad_key, grad_value;  // backward only
+  float* lse = nullptr;  // (B,H,T) natural logarithm of the sum of exponentials; -inf where a query sees nothing
+  // Positions of the keys that may be attended, ascending; one list per batch entry, or one for all (stride 0).
+  const int32_t* key_index = nullptr;
+  const int32_t* key_count = nullptr;
+  int64_t key_index_stride = 0;
+  bool causal = false;
+  int64_t window = 0;  // 0: none
+  float scale = 1.0f;
+  double dropout_p = 0.0;
+  Noise noise = {};          // of the tensor (B,H,T,S); read when dropout_p > 0
+  float* partial = nullptr;  // backward in several chunks: (chunks, B*H, 2, S, D), the chunks' sums for grad_key and grad_value
+};
+
+// The split into tasks depends on the shape alone, never on the number of threads: any number gives the same bits.
+constexpr int64_t kAttentionChunk = 256;  // queries of a task
+constexpr int64_t kAttentionMaxWidth = 128;
+
+inline int64_t attention_chunks(const AttentionArgs& a) { return (a.queries + kAttentionChunk - 1) / kAttentionChunk; }
+
+// Tasks are numbered (b * heads + h) * chunks + chunk; `workspace` gives the floats that a thread needs for one.
+struct AttentionForwardKernels {
+  int64_t (*workspace)(const AttentionArgs&);
+  void (*run)(const AttentionArgs&, int64_t task, float* workspace);
+};
+struct AttentionBackwardKernels {
+  int64_t (*workspace)(const AttentionArgs&);
+  void (*run)(const AttentionArgs&, int64_t task, float* workspace);
+  // grad_key and grad_value of head (b * heads + h) from the chunks' sums; only with several chunks.
+  void (*reduce)(const AttentionArgs&, int64_t head);
+};
+
+EMC_KERNEL_TABLE(AttentionForwardKernels, attention_forward_kernels)
+EMC_KERNEL_TABLE(AttentionBackwardKernels, attention_backward_kernels)
+
+}  // namespace emc

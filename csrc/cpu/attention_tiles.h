@@ -1,0 +1,220 @@
+// Packing and register tiles that attention's forward and backward kernels share.
+//
+// Keys and values are packed to float32 in panels of kRows keys, [panel][width][kRows]: both products that read them (scores over the
+// width, outputs over the keys) then take their broadcast operands at constant offsets from one pointer. Queries are packed transposed,
+// [width][lane].
+#pragma once
+
+#include "attention_kernels.h"
+#include "math.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+// Rows of a register tile: with two vectors of columns, the accumulators, the operands and a broadcast fill 16 registers (32 with AVX-512).
+constexpr int kRows = W == 16 ? 8 : W == 8 ? 6 : 4;
+constexpr int kMaxLanes = 2 * W;
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLowest = -3.402823466e38f;  // running maximum of a row that has seen nothing: finite, so that -inf - kLowest is not NaN
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr int32_t kNowhere = 0x7fffffff;  // position of the places that pad the last panel: beyond every query's view
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline int64_t offset_of(const AttentionOperand& x, int64_t b, int64_t t, int64_t h) {
+  return b * x.stride[0] + t * x.stride[1] + h * x.stride[2];
+}
+
+// A row of any strides to float32; `out` has room for a whole number of vectors, zero beyond the width. The element type is looked up per
+// row, not compiled in: a row costs far more than the branch, and the tiles below exist once instead of once per type.
+template <class T>
+inline void load_row_of(const AttentionOperand& x, int64_t offset, int64_t width, float* out) {
+  const T* p = static_cast<const T*>(x.data) + offset;
+  for (int64_t d = 0; d < width; d += W) store(out + d, load_some(p + d * x.stride[3], x.stride[3], width - d));
+}
+template <class T>
+inline void store_row_of(const AttentionOperand& x, int64_t offset, int64_t width, const float* row) {
+  T* p = static_cast<T*>(x.data) + offset;  // outputs are dense along the width
+  for (int64_t d = 0; d < width; d += W) store_some(p + d, load(row + d), width - d);
+}
+void load_row(const AttentionArgs& a, const AttentionOperand& x, int64_t offset, float* out) {
+  EMC_FOR_DTYPE(a.dtype, load_row_of, x, offset, a.width, out);
+}
+void store_row(const AttentionArgs& a, const AttentionOperand& x, int64_t offset, const float* row) {
+  EMC_FOR_DTYPE(a.dtype, store_row_of, x, offset, a.width, row);
+}
+
+// --- which keys ---
+
+// Query t sees the keys first_seen(t) <= s <= last_seen(t); the last query is aligned with the last key.
+inline int64_t last_seen(const AttentionArgs& a, int64_t t) { return a.causal ? t + a.keys - a.queries : a.keys - 1; }
+inline int64_t first_seen(const AttentionArgs& a, int64_t t) {
+  return a.window > 0 ? greatest(t + a.keys - a.queries - a.window + 1, 0) : 0;
+}
+
+struct KeyRange {
+  const int32_t* index;  // positions, ascending
+  int64_t count;
+};
+
+// Place of the first position that is at least `position`.
+inline int64_t lower_bound(const KeyRange& keys, int64_t position) {
+  int64_t begin = 0, count = keys.count;
+  while (count > 0) {
+    const int64_t half = count / 2;
+    const bool below = keys.index[begin + half] < position;
+    begin += below ? half + 1 : 0;
+    count = below ? count - half - 1 : half;
+  }
+  return begin;
+}
+
+// What the mask leaves of the keys that queries begin .. end - 1 see.
+inline KeyRange keys_of(const AttentionArgs& a, int64_t b, int64_t begin, int64_t end) {
+  const KeyRange all{a.key_index + b * a.key_index_stride, a.key_count[a.key_index_stride > 0 ? b : 0]};
+  const int64_t from = lower_bound(all, first_seen(a, begin)), to = lower_bound(all, last_seen(a, end - 1) + 1);
+  return {all.index + from, greatest(to - from, 0)};
+}
+
+inline void pack_positions(const KeyRange& keys, int32_t* position) {
+  for (int64_t i = 0; i < round_up(keys.count, kRows); ++i) position[i] = i < keys.count ? keys.index[i] : kNowhere;
+}
+
+// panels[panel][d][row] = x[b, key, h, d]; the last panel is padded with zeros.
+inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, float* panels) {
+  alignas(64) float row[kAttentionMaxWidth];
+  for (int64_t i = 0; i < round_up(keys.count, kRows); ++i) {
+    float* column = panels + (i / kRows) * a.width * kRows + i % kRows;
+    if (i < keys.count) {
+      load_row(a, x, offset_of(x, b, keys.index[i], h), row);
+      for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = row[d];
+    } else {
+      for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = 0.f;
+    }
+  }
+}
+
+// --- queries t0 .. t0 + valid in the lanes of V vectors: what each may see, and its dropout ---
+template <int V>
+struct Lanes {
+  static constexpr int kCount = V * W;
+  I first[V], last[V];
+  int32_t first_min, first_max, last_min, last_max;
+
+  Lanes(const AttentionArgs& a, int64_t t0, int64_t valid) {
+    int32_t low[kCount], high[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t t = t0 + least(i, valid - 1);  // lanes beyond the last query repeat it: they never widen what is computed
+      low[i] = static_cast<int32_t>(first_seen(a, t));
+      high[i] = static_cast<int32_t>(last_seen(a, t));
+    }
+    std::memcpy(first, low, sizeof low);
+    std::memcpy(last, high, sizeof high);
+    first_min = low[0], first_max = low[kCount - 1], last_min = high[0], last_max = high[kCount - 1];
+  }
+
+  bool see_all(const int32_t* position) const { return position[kRows - 1] <= last_min && position[0] >= first_max; }
+  I sees(int v, int32_t position) const { return (last[v] >= position) & (first[v] <= position); }
+
+  // -inf for the pairs of a score tile that are not seen.
+  EMC_INLINE void hide(const int32_t* position, F (&tile)[kRows][V]) const {
+    if (see_all(position)) return;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) tile[r][v] = select(sees(v, position[r]), tile[r][v], splat(-kInfinity));
+  }
+};
+
+// tile[r][v] = sum over d of panel[d][r] * columns[d][v]: kRows keys against V vectors of queries.
+template <int V>
+EMC_INLINE void multiply_width(const float* panel, const float* columns, int64_t width, F (&tile)[kRows][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) tile[r][v] = F{};
+  for (int64_t d = 0; d < width; ++d, panel += kRows, columns += V * W) {
+    F column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(columns + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F row = splat(panel[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) tile[r][v] += row * column[v];
+    }
+  }
+}
+
+// sum[i][v] = sum[i][v] * decay[v] + sum over keys of panels[.][i][key] * columns[key][v], for R neighbouring elements of the width.
+template <int R, int V>
+inline void multiply_keys(const float* panels, int64_t panel_count, int64_t width, const float* columns, const F (&decay)[V], float* sum) {
+  F tile[R][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) tile[i][v] = load(sum + (i * V + v) * W) * decay[v];
+  for (int64_t panel = 0; panel < panel_count; ++panel, panels += width * kRows) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r, columns += V * W) {
+      F column[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) column[v] = load(columns + v * W);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const F row = splat(panels[i * kRows + r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) tile[i][v] += row * column[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(sum + (i * V + v) * W, tile[i][v]);
+}
+
+// The same for the whole width in tiles as even as possible: 30 is 8 + 8 + 7 + 7, nothing is padded.
+template <int V>
+inline void multiply_all_keys(const float* panels, int64_t panel_count, int64_t width, const float* columns, const F (&decay)[V],
+                              float* sum) {
+  const int64_t tiles = divide_up(width, kRows);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t from = tile * width / tiles, rows = (tile + 1) * width / tiles - from;
+    const float* p = panels + from * kRows;
+    float* s = sum + from * V * W;
+    switch (rows) {
+      case 1:
+        multiply_keys<1, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 2:
+        multiply_keys<2, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 3:
+        multiply_keys<3, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 4:
+        multiply_keys<4, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 5:
+        multiply_keys<5, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 6:
+        multiply_keys<6, V>(p, panel_count, width, columns, decay, s);
+        break;
+      case 7:
+        multiply_keys<7, V>(p, panel_count, width, columns, decay, s);
+        break;
+      default:
+        multiply_keys<8, V>(p, panel_count, width, columns, decay, s);
+        break;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace emc::EMC_ISA
