@@ -1,4 +1,5 @@
-// Backward pass of fused attention: probabilities are made again from the saved log-sum-exp, then, with delta = rowsum(grad_out * out),
+// Backward pass of fused attention: probabilities are made again from each query's maximum and sum, then, with delta = rowsum(grad_out *
+// out),
 //   grad_value = P^T grad_out,  grad_score = P * (grad_out V^T - delta),  grad_query = scale grad_score K,  grad_key = scale grad_score^T
 //   Q.
 // A task owns its queries' gradients; those of keys and values are summed over its queries in order, and over tasks by `reduce`, in order.
@@ -38,36 +39,43 @@ template <int V>
 struct Queries {
   static constexpr int kCount = V * W;
   alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale * log2(e)
-  alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane]
+  alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane], divided by the query's sum of exponentials
   alignas(64) float query_rows[kCount * kAttentionMaxWidth];     // [lane][padded width]
-  alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width]
+  alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width], divided likewise
   alignas(64) float sums[kAttentionMaxWidth * kCount];           // [d][lane], of grad_query
-  F lse[V];                                                      // in powers of two; +inf makes every probability 0
+  F largest[V];                                                  // score; +inf makes every probability 0
   F delta[V];
 
   void pack(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, int64_t padded_width) {
-    alignas(64) float out[kAttentionMaxWidth], sum_of_products[kCount], normaliser[kCount];
+    alignas(64) float out[kAttentionMaxWidth], top[kCount];
+    const int64_t first = (b * a.heads + h) * a.queries + t0, sums_of_exponentials = a.batch * a.heads * a.queries;
     for (int lane = 0; lane < kCount; ++lane) {
       float *query = query_rows + lane * padded_width, *grad = grad_rows + lane * padded_width;
       const int64_t t = t0 + lane;
-      const float saved = lane < valid ? a.lse[(b * a.heads + h) * a.queries + t] : -kInfinity;
-      F products = {};
-      if (saved == -kInfinity) {  // no query, or one that sees nothing: it takes no part, whatever its row and its gradient hold
-        for (int64_t d = 0; d < padded_width; d += W) store(query + d, F{}), store(grad + d, F{});
+      const float total = lane < valid ? a.statistics[sums_of_exponentials + first + lane] : 0.f;
+      if (total == 0.f) {  // no query, or one that sees nothing: it takes no part, whatever its row and its gradient hold
+        top[lane] = kInfinity;
+        for (int64_t d = 0; d < padded_width; d += W) store(query + d, F{}), store(grad + d, F{}), store(out + d, F{});
       } else {
+        top[lane] = a.statistics[first + lane];
         load_row(a, a.query, offset_of(a.query, b, t, h), query);
         load_row(a, a.grad_out, offset_of(a.grad_out, b, t, h), grad);
         load_row(a, a.out, offset_of(a.out, b, t, h), out);
-        for (int64_t d = 0; d < a.width; d += W) products += load(grad + d) * load(out + d);  // beyond the width both are 0
+        // Exponentials then serve as probabilities: their sum divides every product that they enter.
+        for (int64_t d = 0; d < padded_width; d += W) store(grad + d, load(grad + d) * (1.f / total));
       }
-      sum_of_products[lane] = sum(products);
-      normaliser[lane] = saved == -kInfinity ? kInfinity : saved * kLog2E;
       for (int64_t d = 0; d < a.width; ++d) {
         query_columns[d * kCount + lane] = query[d] * (a.scale * kLog2E);
         grad_columns[d * kCount + lane] = grad[d];
+        sums[d * kCount + lane] = out[d];
       }
     }
-    for (int v = 0; v < V; ++v) delta[v] = load(sum_of_products + v * W), lse[v] = load(normaliser + v * W);
+    // delta in the order of the product grad_out V^T: a query that sees one key has out = v, and its score's gradient is then exactly 0.
+    for (int v = 0; v < V; ++v) {
+      largest[v] = load(top + v * W);
+      delta[v] = F{};
+      for (int64_t d = 0; d < a.width; ++d) delta[v] += load(sums + d * kCount + v * W) * load(grad_columns + d * kCount + v * W);
+    }
     for (int64_t i = 0; i < a.width * kCount; i += W) store(sums + i, F{});
   }
 };
@@ -82,7 +90,7 @@ inline void differentiate(const Packed& packed, int64_t panel, const Queries<V>&
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(probabilities + (r * V + v) * W, exp2_nonpositive(tile[r][v] - q.lse[v]));
+    for (int v = 0; v < V; ++v) store(probabilities + (r * V + v) * W, exp2_nonpositive(tile[r][v] - q.largest[v]));
   multiply_width<V>(packed.value_panels + panel * width * kRows, q.grad_columns, width, tile);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)

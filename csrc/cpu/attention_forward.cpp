@@ -99,7 +99,9 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
     const float inverse = empty ? 0.f : 1.f / sum[lane];
     for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane] * inverse;
     store_row(a, a.out, offset_of(a.out, b, t0 + lane, h), row);
-    a.lse[(b * a.heads + h) * a.queries + t0 + lane] = empty ? -kInfinity : top[lane] / kLog2E + __builtin_logf(sum[lane]);
+    float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0 + lane;
+    statistics[0] = top[lane];
+    statistics[a.batch * a.heads * a.queries] = sum[lane];
   }
 }
 

@@ -21,7 +21,9 @@ struct AttentionArgs {
   DType dtype = DType::kFloat32;
   AttentionOperand query, key, value, out;                      // out is read by the backward pass
   AttentionOperand grad_out, grad_query, grad_key, grad_value;  // backward only
-  float* lse = nullptr;  // (B,H,T) natural logarithm of the sum of exponentials; -inf where a query sees nothing
+  // (2,B,H,T): each query's largest score x in powers of two, scale log2(e) q.k, and its sum of 2^(x' - x), 0 where it sees nothing. Their
+  // logarithm in one number would lose in backward what the sum kept: float32 has 2^-22 to spare around 4, not 2^-24.
+  float* statistics = nullptr;
   // Positions of the keys that may be attended, ascending; one list per batch entry, or one for all (stride 0).
   const int32_t* key_index = nullptr;
   const int32_t* key_count = nullptr;

@@ -1,11 +1,10 @@
 // Boxed operators attention and attention_backward for the CPU. Schemas and checks: emc_fast/ops/attention.py.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <numeric>
 
 #include "../cpu/attention_kernels.h"
-#include "boxed.h"
+#include "attention_workspace.h"
 
 namespace emc {
 namespace {
@@ -72,18 +71,10 @@ int64_t grain(const AttentionArgs& a) { return (int64_t{1} << 18) / (std::min(a.
 // All tasks of a pass; each thread has its own workspace.
 template <class Kernels>
 void run_tasks(const Kernels& kernels, const AttentionArgs& a) {
-  const size_t bytes = (static_cast<size_t>(kernels.workspace(a)) * sizeof(float) + 63) / 64 * 64 + 64;
-  bool short_of_memory = false;
-  parallel_for(a.batch * a.heads * attention_chunks(a), grain(a), [&](int64_t begin, int64_t end) {
-    void* workspace = std::aligned_alloc(64, bytes);
-    if (workspace == nullptr) {
-      short_of_memory = true;  // threads that write it write the same
-      return;
-    }
-    for (int64_t task = begin; task < end; ++task) kernels.run(a, task, static_cast<float*>(workspace));
-    std::free(workspace);
-  });
-  if (short_of_memory) throw std::runtime_error("emc_fast: no memory for the workspace of attention");
+  parallel_with_workspace(a.batch * a.heads * attention_chunks(a), grain(a), kernels.workspace(a),
+                          [&](int64_t begin, int64_t end, float* workspace) {
+                            for (int64_t task = begin; task < end; ++task) kernels.run(a, task, workspace);
+                          });
 }
 
 void attention(StableIValue* stack, uint64_t, uint64_t) {
@@ -97,21 +88,21 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t stream = take_int(stack[9]);
 
   Tensor out = empty_like(query);
-  const int64_t lse_sizes[3] = {query.size(0), query.size(2), query.size(1)};
-  Tensor lse = empty_cpu(lse_sizes, 3, aoti_torch_dtype_float32());
+  const int64_t sizes[4] = {2, query.size(0), query.size(2), query.size(1)};
+  Tensor statistics = empty_cpu(sizes, 4, aoti_torch_dtype_float32());
   if (out.numel() > 0) {
     const KeyLists lists(key_mask, query.size(0), key.size(1));
     AttentionArgs a = arguments(query, key, value, key_mask, lists, causal, window, scale, dropout_p, seed, stream);
-    a.out = operand(out), a.lse = lse.data_as<float>();
+    a.out = operand(out), a.statistics = statistics.data_as<float>();
     run_tasks(EMC_KERNELS(attention_forward_kernels), a);
   }
   stack[0] = give(std::move(out));
-  stack[1] = give(std::move(lse));
+  stack[1] = give(std::move(statistics));
 }
 
 void attention_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad_out = take_tensor(stack[0]), query = take_tensor(stack[1]), key = take_tensor(stack[2]), value = take_tensor(stack[3]);
-  const Tensor out = take_tensor(stack[4]), lse = take_tensor(stack[5]);
+  const Tensor out = take_tensor(stack[4]), statistics = take_tensor(stack[5]);
   const Tensor key_mask = take_optional_tensor(stack[6]);
   const bool causal = take_bool(stack[7]);
   const int64_t window = take_int(stack[8]);
@@ -126,7 +117,7 @@ void attention_backward(StableIValue* stack, uint64_t, uint64_t) {
     AttentionArgs a = arguments(query, key, value, key_mask, lists, causal, window, scale, dropout_p, seed, stream);
     if (dtype_of(grad_out, "grad_out") != a.dtype || dtype_of(out, "out") != a.dtype)
       throw std::runtime_error("emc_fast: grad_out and out must have the dtype of query");
-    a.out = operand(out), a.grad_out = operand(grad_out), a.lse = lse.data_as<float>();
+    a.out = operand(out), a.grad_out = operand(grad_out), a.statistics = statistics.data_as<float>();
     a.grad_query = operand(grad_query), a.grad_key = operand(grad_key), a.grad_value = operand(grad_value);
     const auto& kernels = EMC_KERNELS(attention_backward_kernels);
     const int64_t chunks = attention_chunks(a), heads = a.batch * a.heads;

@@ -50,6 +50,11 @@ def register_autograd(name: str, backward: Callable[..., Any], *, setup_context:
     torch.library.register_autograd(f"emc_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
+def implement(name: str, key: str, kernel: Callable[..., Any]) -> None:
+    """Serve ``emc_fast::<name>`` under the dispatch key ``"CPU"`` or ``"CUDA"`` by a Python function that puts other operators together."""
+    _LIBRARY.impl(name, kernel, key)
+
+
 def library_path() -> Path:
     """Where the library is looked for: ``EMC_FAST_LIBRARY`` or beside the package."""
     return Path(os.environ.get("EMC_FAST_LIBRARY") or Path(__file__).resolve().parent.parent / "_C.so")

@@ -19,17 +19,17 @@ __all__ = ["attention"]
 MAX_CPU_WIDTH = 128
 
 _OPTIONS = "Tensor? key_mask, bool causal, int window, float? scale, float dropout_p, Tensor? seed, int stream"
-# window 0 is none. lse is the logarithm of each query's sum of exponentials, (B,H,T) float32: all that backward needs beside the output.
-_library.define(f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor lse)")
+# window 0 is none. statistics: each query's largest score (times log2(e)) and its sum of exponentials, (2,B,H,T) float32, for backward.
+_library.define(f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor statistics)")
 _library.define(
-    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
 _backend.register_operator("attention")
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     b, t, h, _ = query.shape
-    return query.new_empty(query.shape), query.new_empty((b, h, t), dtype=torch.float32)
+    return query.new_empty(query.shape), query.new_empty((2, b, h, t), dtype=torch.float32)
 
 
 def _fake_backward(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,14 +43,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, key_mask, seed, out, lse = ctx.saved_tensors
+    query, key, value, key_mask, seed, out, statistics = ctx.saved_tensors
     causal, window, scale, dropout_p = ctx.options
     if _autograd.wants_graph():
         options = {"causal": causal, "window": window or None, "scale": scale, "dropout_p": dropout_p, "seed": seed, "stream": ctx.stream}
         definition = partial(_definition, key_mask=key_mask, **options)
         grads = _autograd.backward_of_definition(definition, (query, key, value), ctx.needs_input_grad[:3], (grad_out,))
     else:
-        grads = torch.ops.emc_fast.attention_backward(grad_out, query, key, value, out, lse, key_mask, *ctx.options, seed, ctx.stream)
+        grads = torch.ops.emc_fast.attention_backward(grad_out, query, key, value, out, statistics, key_mask, *ctx.options, seed, ctx.stream)
     return *grads, *([None] * 7)
 
 
