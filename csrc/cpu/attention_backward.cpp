@@ -1,110 +1,128 @@
-// Backward pass of fused attention: probabilities are made again from each query's maximum and sum, then, with delta = rowsum(grad_out *
-// out),
-//   grad_value = P^T grad_out,  grad_score = P * (grad_out V^T - delta),  grad_query = scale grad_score K,  grad_key = scale grad_score^T
-//   Q.
+// Backward pass of fused attention. Probabilities are made again from each query's largest score and sum; then, with the sums over keys,
+//   grad_value = P^T grad_out,               grad_p = grad_out V^T,             grad_score = P * (grad_p - sum(P * grad_p)),
+//   grad_query = scale grad_score K,         grad_key = scale grad_score^T Q.
+// The inner sum is that of the very products it is subtracted from, over a group of queries' whole rows, which a thread keeps: O(S) memory.
+// (The usual rowsum(grad_out * out) needs no rows, but its own rounding errors then enter the gradients of all keys alike.)
 // A task owns its queries' gradients; those of keys and values are summed over its queries in order, and over tasks by `reduce`, in order.
 #include "attention_dropout.h"
 
 namespace emc::EMC_ISA {
 namespace {
 
-// Keys per block: smaller than in the forward pass, for there are two blocks of probabilities and four packed operands.
+// Keys per block of the products that follow the softmax's gradient.
 constexpr int64_t kBlockPanels = 48 / kRows;
-constexpr int64_t kBlock = kBlockPanels * kRows;
 
 struct Packed {
   KeyRange keys;
   int64_t padded_width;  // of the sums' rows, a whole number of vectors
   float* key_panels;
   float* value_panels;
-  float* key_sums;    // [key][padded width]
-  float* value_sums;  // [key][padded width]
+  float* key_sums;      // [key][padded width]
+  float* value_sums;    // [key][padded width]
+  float* exponentials;  // [key][lane], of one group of queries
+  float* grads;         // [key][lane], likewise
+  float* factors;       // [key][lane], dropout
   int32_t* positions;
 };
 
+int64_t rows_floats(int64_t keys) { return round_up(keys, kRows) * kMaxLanes; }
+
 Packed place(const AttentionArgs& a, const KeyRange& keys, float* workspace) {
   const int64_t count = round_up(keys.count, kRows), padded_width = round_up(a.width, W);
-  const int64_t panels = round_up(count * a.width, 16), sums = round_up(count * padded_width, 16);
-  float* key_sums = workspace + 2 * panels;
-  return {keys, padded_width, workspace, workspace + panels, key_sums, key_sums + sums, reinterpret_cast<int32_t*>(key_sums + 2 * sums)};
+  const auto take = [&workspace](int64_t floats) {
+    float* taken = workspace;
+    workspace += round_up(floats, 16);
+    return taken;
+  };
+  Packed p{keys, padded_width, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  p.key_panels = take(count * a.width), p.value_panels = take(count * a.width);
+  p.key_sums = take(count * padded_width), p.value_sums = take(count * padded_width);
+  p.exponentials = take(rows_floats(keys.count)), p.grads = take(rows_floats(keys.count));
+  p.factors = a.dropout_p > 0.0 ? take(rows_floats(keys.count)) : nullptr;
+  p.positions = reinterpret_cast<int32_t*>(take(count));
+  return p;
 }
 
 int64_t workspace_floats(const AttentionArgs& a) {
-  const int64_t keys = round_up(a.keys, kRows);
-  return 2 * round_up(keys * a.width, 16) + 2 * round_up(keys * round_up(a.width, W), 16) + keys;
+  const int64_t count = round_up(a.keys, kRows);
+  return 2 * count * a.width + 2 * count * round_up(a.width, W) + 3 * rows_floats(a.keys) + count + 8 * 16;
 }
 
 // One group of queries, packed both ways round.
 template <int V>
 struct Queries {
   static constexpr int kCount = V * W;
-  alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale * log2(e)
+  alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale
   alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane], divided by the query's sum of exponentials
   alignas(64) float query_rows[kCount * kAttentionMaxWidth];     // [lane][padded width]
   alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width], divided likewise
-  alignas(64) float sums[kAttentionMaxWidth * kCount];           // [d][lane], of grad_query
-  F largest[V];                                                  // score; +inf makes every probability 0
-  F delta[V];
+  F largest[V];                                                  // score; +inf makes every exponential 0
+  F total[V];                                                    // sum of exponentials; 1 where there is none
 
   void pack(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, int64_t padded_width) {
-    alignas(64) float out[kAttentionMaxWidth], top[kCount];
-    const int64_t first = (b * a.heads + h) * a.queries + t0, sums_of_exponentials = a.batch * a.heads * a.queries;
+    alignas(64) float top[kCount], totals[kCount];
+    const float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0;
     for (int lane = 0; lane < kCount; ++lane) {
       float *query = query_rows + lane * padded_width, *grad = grad_rows + lane * padded_width;
-      const int64_t t = t0 + lane;
-      const float total = lane < valid ? a.statistics[sums_of_exponentials + first + lane] : 0.f;
+      const float total = lane < valid ? statistics[a.batch * a.heads * a.queries + lane] : 0.f;
       if (total == 0.f) {  // no query, or one that sees nothing: it takes no part, whatever its row and its gradient hold
-        top[lane] = kInfinity;
-        for (int64_t d = 0; d < padded_width; d += W) store(query + d, F{}), store(grad + d, F{}), store(out + d, F{});
+        top[lane] = kInfinity, totals[lane] = 1.f;
+        for (int64_t d = 0; d < padded_width; d += W) store(query + d, F{}), store(grad + d, F{});
       } else {
-        top[lane] = a.statistics[first + lane];
-        load_row(a, a.query, offset_of(a.query, b, t, h), query);
-        load_row(a, a.grad_out, offset_of(a.grad_out, b, t, h), grad);
-        load_row(a, a.out, offset_of(a.out, b, t, h), out);
-        // Exponentials then serve as probabilities: their sum divides every product that they enter.
-        for (int64_t d = 0; d < padded_width; d += W) store(grad + d, load(grad + d) * (1.f / total));
+        top[lane] = statistics[lane], totals[lane] = total;
+        load_row(a, a.query, offset_of(a.query, b, t0 + lane, h), query);
+        load_row(a, a.grad_out, offset_of(a.grad_out, b, t0 + lane, h), grad);
+        // Exponentials then serve as probabilities: all that they are multiplied with is divided by their sum.
+        for (int64_t d = 0; d < padded_width; d += W) store(grad + d, load(grad + d) / total);
       }
       for (int64_t d = 0; d < a.width; ++d) {
-        query_columns[d * kCount + lane] = query[d] * (a.scale * kLog2E);
+        query_columns[d * kCount + lane] = query[d] * a.scale;
         grad_columns[d * kCount + lane] = grad[d];
-        sums[d * kCount + lane] = out[d];
       }
     }
-    // delta in the order of the product grad_out V^T: a query that sees one key has out = v, and its score's gradient is then exactly 0.
-    for (int v = 0; v < V; ++v) {
-      largest[v] = load(top + v * W);
-      delta[v] = F{};
-      for (int64_t d = 0; d < a.width; ++d) delta[v] += load(sums + d * kCount + v * W) * load(grad_columns + d * kCount + v * W);
-    }
-    for (int64_t i = 0; i < a.width * kCount; i += W) store(sums + i, F{});
+    for (int v = 0; v < V; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
   }
 };
 
-// Probabilities (after dropout) and gradients of the scores of one panel, [key][lane] each.
+// Exponentials of one panel and the gradients of its probabilities; the sum of their products is added to `total`.
 template <int V>
-inline void differentiate(const Packed& packed, int64_t panel, const Queries<V>& q, int64_t width, const Lanes<V>& lanes,
-                          const float* factors, float* probabilities, float* grads) {
+inline void differentiate_values(const Packed& packed, int64_t panel, const Queries<V>& q, int64_t width, const Lanes<V>& lanes,
+                                 F (&total)[V]) {
+  const int64_t place = panel * kRows * V * W;
+  float *exponentials = packed.exponentials + place, *grads = packed.grads + place;
   F tile[kRows][V];
   multiply_width<V>(packed.key_panels + panel * width * kRows, q.query_columns, width, tile);
   lanes.hide(packed.positions + panel * kRows, tile);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(probabilities + (r * V + v) * W, exp2_nonpositive(tile[r][v] - q.largest[v]));
+    for (int v = 0; v < V; ++v) store(exponentials + (r * V + v) * W, exp_nonpositive(tile[r][v] - q.largest[v]));
   multiply_width<V>(packed.value_panels + panel * width * kRows, q.grad_columns, width, tile);
+  F sum[V] = {};
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const int64_t place = (r * V + v) * W;
-      const F p = load(probabilities + place);
-      if (factors == nullptr) {
-        store(grads + place, p * (tile[r][v] - q.delta[v]));
-      } else {
-        const F factor = load(factors + place);
-        store(grads + place, p * (tile[r][v] * factor - q.delta[v]));
-        store(probabilities + place, p * factor);
-      }
+      const int64_t i = (r * V + v) * W;
+      const F grad = packed.factors == nullptr ? tile[r][v] : tile[r][v] * load(packed.factors + place + i);
+      sum[v] += load(exponentials + i) * grad;
+      store(grads + i, grad);
+    }
+  for (int v = 0; v < V; ++v) total[v] += sum[v];
+}
+
+// Of one panel: gradients of the probabilities into gradients of the scores, exponentials into probabilities after dropout.
+template <int V>
+inline void differentiate_softmax(const Packed& packed, int64_t panel, const F (&mean)[V]) {
+  const int64_t place = panel * kRows * V * W;
+  float *exponentials = packed.exponentials + place, *grads = packed.grads + place;
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t i = (r * V + v) * W;
+      const F e = load(exponentials + i);
+      store(grads + i, e * (load(grads + i) - mean[v]));
+      if (packed.factors != nullptr) store(exponentials + i, e * load(packed.factors + place + i));
     }
 }
 
@@ -115,7 +133,7 @@ inline void multiply_lanes(const float* weights, const float* rows, int64_t padd
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) tile[r][c] = load(sums + r * padded_width + c * W);
+    for (int c = 0; c < C; ++c) tile[r][c] = F{};
   for (int lane = 0; lane < V * W; ++lane, rows += padded_width) {
     F column[C];
 #pragma GCC unroll 4
@@ -130,7 +148,10 @@ inline void multiply_lanes(const float* weights, const float* rows, int64_t padd
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) store(sums + r * padded_width + c * W, tile[r][c]);
+    for (int c = 0; c < C; ++c) {
+      float* place = sums + r * padded_width + c * W;
+      store(place, load(place) + tile[r][c]);
+    }
 }
 
 template <int V>
@@ -142,38 +163,43 @@ inline void multiply_all_lanes(const float* weights, const float* rows, int64_t 
 
 // Queries t0 .. t0 + valid of one head: their grad_query, and their part of the sums for the keys.
 template <int V>
-void differentiate_queries(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   constexpr int kCount = V * W;
   Queries<V> q;
-  alignas(64) float probabilities[kBlock * kCount], grads[kBlock * kCount], factors[kBlock * kCount];
+  alignas(64) float sums[kAttentionMaxWidth * kCount];  // [d][lane], of grad_query
   const int64_t width = a.width, padded_width = packed.padded_width;
   q.pack(a, b, h, t0, valid, padded_width);
+  for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, F{});
 
   const Lanes<V> lanes(a, t0, valid);
-  const PairDropout<V> dropout(a, b, h, t0);
   const int64_t begin = lower_bound(packed.keys, lanes.first_min) / kRows;
   const int64_t end = divide_up(lower_bound(packed.keys, int64_t{lanes.last_max} + 1), kRows);
-  F one[V];
-  for (int v = 0; v < V; ++v) one[v] = splat(1.f);
-  for (int64_t panel = begin; panel < end; panel += kBlockPanels) {
-    const int64_t panels = least(kBlockPanels, end - panel);
-    if (dropout.active()) dropout.fill(packed.positions + panel * kRows, panels * kRows, factors);
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t place = p * kRows * kCount;
-      differentiate<V>(packed, panel + p, q, width, lanes, dropout.active() ? factors + place : nullptr, probabilities + place,
-                       grads + place);
+  if (packed.factors != nullptr)
+    PairDropout<V>(a, b, h, t0).fill(packed.positions + begin * kRows, (end - begin) * kRows, packed.factors + begin * kRows * kCount);
+  F mean[V] = {}, one[V];
+  for (int64_t block = begin; block < end; block += kBlockPanels) {
+    F sum[V] = {};  // a block's sum is formed apart: long sums then lose little to rounding
+    for (int64_t panel = block; panel < least(block + kBlockPanels, end); ++panel)
+      differentiate_values<V>(packed, panel, q, width, lanes, sum);
+    for (int v = 0; v < V; ++v) mean[v] += sum[v];
+  }
+  for (int v = 0; v < V; ++v) mean[v] /= q.total[v], one[v] = splat(1.f);
+
+  for (int64_t block = begin; block < end; block += kBlockPanels) {
+    const int64_t last = least(block + kBlockPanels, end);
+    for (int64_t panel = block; panel < last; ++panel) {
+      const int64_t place = panel * kRows * kCount, key = panel * kRows * padded_width;
+      differentiate_softmax<V>(packed, panel, mean);
+      multiply_all_lanes<V>(packed.exponentials + place, q.grad_rows, padded_width, packed.value_sums + key);
+      multiply_all_lanes<V>(packed.grads + place, q.query_rows, padded_width, packed.key_sums + key);
     }
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t place = p * kRows * kCount, sums = (panel + p) * kRows * padded_width;
-      multiply_all_lanes<V>(probabilities + place, q.grad_rows, padded_width, packed.value_sums + sums);
-      multiply_all_lanes<V>(grads + place, q.query_rows, padded_width, packed.key_sums + sums);
-    }
-    multiply_all_keys<V>(packed.key_panels + panel * width * kRows, panels, width, grads, one, q.sums);
+    const float* grads = packed.grads + block * kRows * kCount;
+    multiply_all_keys<V>(packed.key_panels + block * width * kRows, last - block, width, grads, one, sums);
   }
 
   alignas(64) float row[kAttentionMaxWidth];
   for (int lane = 0; lane < valid; ++lane) {
-    for (int64_t d = 0; d < width; ++d) row[d] = q.sums[d * kCount + lane] * a.scale;
+    for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane] * a.scale;
     store_row(a, a.grad_query, offset_of(a.grad_query, b, t0 + lane, h), row);
   }
 }
@@ -202,9 +228,9 @@ void run(const AttentionArgs& a, int64_t task, float* workspace) {
   for (int64_t t = begin; t < end; t += kMaxLanes) {
     const int64_t valid = least(kMaxLanes, end - t);
     if (valid > W) {
-      differentiate_queries<2>(a, b, h, t, valid, packed);
+      differentiate<2>(a, b, h, t, valid, packed);
     } else {
-      differentiate_queries<1>(a, b, h, t, valid, packed);
+      differentiate<1>(a, b, h, t, valid, packed);
     }
   }
 

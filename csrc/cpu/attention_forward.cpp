@@ -44,11 +44,29 @@ inline void score(const Packed& packed, int64_t panel, int64_t panels, const flo
   }
 }
 
+// scores = exp(scores - largest), and their sum into `total`: panel by panel and then block by block, so that long sums lose little.
+template <int V>
+inline void exponentiate(float* scores, int64_t panels, const F (&largest)[V], F (&total)[V]) {
+  F block[V] = {};
+  for (int64_t p = 0; p < panels; ++p) {
+    F panel[V] = {};
+    for (int r = 0; r < kRows; ++r, scores += V * W)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const F e = exp_nonpositive(load(scores + v * W) - largest[v]);
+        panel[v] += e;
+        store(scores + v * W, e);
+      }
+    for (int v = 0; v < V; ++v) block[v] += panel[v];
+  }
+  for (int v = 0; v < V; ++v) total[v] += block[v];
+}
+
 // Queries t0 .. t0 + valid of one head.
 template <int V>
 void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   constexpr int kCount = V * W;
-  alignas(64) float queries[kAttentionMaxWidth * kCount];  // [d][lane], times scale * log2(e): the softmax runs in powers of two
+  alignas(64) float queries[kAttentionMaxWidth * kCount];  // [d][lane], times scale
   alignas(64) float sums[kAttentionMaxWidth * kCount];     // [d][lane]
   alignas(64) float scores[kBlock * kCount];               // [key][lane]
   alignas(64) float factors[kBlock * kCount];              // [key][lane], dropout
@@ -57,7 +75,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
   for (int lane = 0; lane < kCount; ++lane) {
     if (lane < valid) load_row(a, a.query, offset_of(a.query, b, t0 + lane, h), row);
-    for (int64_t d = 0; d < width; ++d) queries[d * kCount + lane] = lane < valid ? row[d] * (a.scale * kLog2E) : 0.f;
+    for (int64_t d = 0; d < width; ++d) queries[d * kCount + lane] = lane < valid ? row[d] * a.scale : 0.f;
   }
   for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, F{});
 
@@ -74,17 +92,11 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
     for (int v = 0; v < V; ++v) largest[v] = running[v];
     score<V>(packed, panel, panels, queries, width, lanes, scores, largest);
     for (int v = 0; v < V; ++v) {
-      decay[v] = exp2_nonpositive(running[v] - largest[v]);
+      decay[v] = exp_nonpositive(running[v] - largest[v]);
       running[v] = largest[v];
       total[v] *= decay[v];
     }
-    for (int64_t i = 0; i < count * V; i += V)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        const F p = exp2_nonpositive(load(scores + (i + v) * W) - largest[v]);
-        total[v] += p;
-        store(scores + (i + v) * W, p);
-      }
+    exponentiate<V>(scores, panels, largest, total);
     if (dropout.active()) {  // after the sum: the softmax is that of all keys
       dropout.fill(packed.positions + panel * kRows, count, factors);
       for (int64_t i = 0; i < count * kCount; i += W) store(scores + i, load(scores + i) * load(factors + i));

@@ -19,10 +19,11 @@ struct AttentionOperand {
 struct AttentionArgs {
   int64_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
   DType dtype = DType::kFloat32;
-  AttentionOperand query, key, value, out;                      // out is read by the backward pass
+  AttentionOperand query, key, value;
+  AttentionOperand out;                                         // forward only
   AttentionOperand grad_out, grad_query, grad_key, grad_value;  // backward only
-  // (2,B,H,T): each query's largest score x in powers of two, scale log2(e) q.k, and its sum of 2^(x' - x), 0 where it sees nothing. Their
-  // logarithm in one number would lose in backward what the sum kept: float32 has 2^-22 to spare around 4, not 2^-24.
+  // (2,B,H,T): each query's largest score, and its sum of exp(score - largest), 0 where it sees nothing. The usual one number, the
+  // logarithm of the sum of exponentials, would lose what the sum holds: around 4 float32 keeps 2^-22, not 2^-24.
   float* statistics = nullptr;
   // Positions of the keys that may be attended, ascending; one list per batch entry, or one for all (stride 0).
   const int32_t* key_index = nullptr;

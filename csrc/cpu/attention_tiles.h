@@ -17,8 +17,7 @@ constexpr int kMaxLanes = 2 * W;
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLowest = -3.402823466e38f;  // running maximum of a row that has seen nothing: finite, so that -inf - kLowest is not NaN
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr int32_t kNowhere = 0x7fffffff;  // position of the places that pad the last panel: beyond every query's view
+constexpr int32_t kNowhere = 0x7fffffff;     // position of the places that pad the last panel: beyond every query's view
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -130,24 +129,38 @@ struct Lanes {
   }
 };
 
-// tile[r][v] = sum over d of panel[d][r] * columns[d][v]: kRows keys against V vectors of queries.
+// tile[r][v] = sum over d of panel[d][r] * columns[d][v]: kRows keys against V vectors of queries. A single vector leaves registers for two
+// sums side by side, of the even and the odd d: one alone would wait for its own result, and two lose less to rounding.
 template <int V>
 EMC_INLINE void multiply_width(const float* panel, const float* columns, int64_t width, F (&tile)[kRows][V]) {
+  constexpr int kSums = V == 1 ? 2 : 1;
+  F sums[kSums][kRows][V];
+#pragma GCC unroll 2
+  for (int n = 0; n < kSums; ++n)
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[n][r][v] = F{};
+  const auto add = [&](int n, int64_t d) __attribute__((always_inline)) {
+    F column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(columns + (d * V + v) * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F row = splat(panel[d * kRows + r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[n][r][v] += row * column[v];
+    }
+  };
+  int64_t d = 0;
+  for (; d + kSums <= width; d += kSums)
+#pragma GCC unroll 2
+    for (int n = 0; n < kSums; ++n) add(n, d + n);
+  if (d < width) add(0, d);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) tile[r][v] = F{};
-  for (int64_t d = 0; d < width; ++d, panel += kRows, columns += V * W) {
-    F column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(columns + v * W);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const F row = splat(panel[r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) tile[r][v] += row * column[v];
-    }
-  }
+    for (int v = 0; v < V; ++v) tile[r][v] = kSums == 1 ? sums[0][r][v] : sums[0][r][v] + sums[kSums - 1][r][v];
 }
 
 // sum[i][v] = sum[i][v] * decay[v] + sum over keys of panels[.][i][key] * columns[key][v], for R neighbouring elements of the width.
@@ -157,7 +170,7 @@ inline void multiply_keys(const float* panels, int64_t panel_count, int64_t widt
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) tile[i][v] = load(sum + (i * V + v) * W) * decay[v];
+    for (int v = 0; v < V; ++v) tile[i][v] = F{};
   for (int64_t panel = 0; panel < panel_count; ++panel, panels += width * kRows) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r, columns += V * W) {
@@ -175,7 +188,10 @@ inline void multiply_keys(const float* panels, int64_t panel_count, int64_t widt
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(sum + (i * V + v) * W, tile[i][v]);
+    for (int v = 0; v < V; ++v) {
+      float* place = sum + (i * V + v) * W;
+      store(place, load(place) * decay[v] + tile[i][v]);  // a block's sum is formed apart: long sums then lose little to rounding
+    }
 }
 
 // The same for the whole width in tiles as even as possible: 30 is 8 + 8 + 7 + 7, nothing is padded.

@@ -42,19 +42,22 @@ EMC_INLINE F exp(F x) {
   return select((I)(x == x), scaled, x);
 }
 
-// 2^x for x <= 0, where softmax lives: exactly 0 below 2^-126 (no subnormals), NaN stays. Cheaper than exp, as accurate.
-EMC_INLINE F exp2_nonpositive(F x) {
-  x = x < -127.f ? splat(-127.f) : x;
-  const F shifted = x + 0x1.8p23f;  // the low bits hold the nearest integer
-  const F r = x - (shifted - 0x1.8p23f);
-  F p = splat(1.535336188319500e-4f);
-  p = p * r + 1.339887440266574e-3f;
-  p = p * r + 9.618437357674640e-3f;
-  p = p * r + 5.550332471162809e-2f;
-  p = p * r + 2.402264791363012e-1f;
-  p = p * r + 6.931472028550421e-1f;
+// e^x for x <= 0, where softmax lives: exactly 0 below about -87.7 (no subnormals), NaN stays. Cheaper than exp, as accurate.
+EMC_INLINE F exp_nonpositive(F x) {
+  x = x < -88.f ? splat(-88.f) : x;
+  const F shifted = x * 1.44269504088896341f + 0x1.8p23f;  // the low bits hold the nearest integer
+  const F n = shifted - 0x1.8p23f;
+  F r = x - n * 0.693359375f;  // as in exp
+  r = r - n * -2.12194440e-4f;
+  F p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
   p = p * r + 1.f;
-  return p * (F)(((U)shifted << 23) + 0x3f800000u);  // -127 makes the factor 0
+  p = p * r + 1.f;
+  return p * (F)(((U)shifted << 23) + 0x3f800000u);  // n = -127 makes the factor 0
 }
 
 // ln x: -inf for 0, NaN below it, inf and NaN stay; subnormals are right.

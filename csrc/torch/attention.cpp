@@ -102,22 +102,21 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
 
 void attention_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad_out = take_tensor(stack[0]), query = take_tensor(stack[1]), key = take_tensor(stack[2]), value = take_tensor(stack[3]);
-  const Tensor out = take_tensor(stack[4]), statistics = take_tensor(stack[5]);
-  const Tensor key_mask = take_optional_tensor(stack[6]);
-  const bool causal = take_bool(stack[7]);
-  const int64_t window = take_int(stack[8]);
-  const auto scale = take_optional(stack[9]);
-  const double dropout_p = take_double(stack[10]);
-  const Tensor seed = take_optional_tensor(stack[11]);
-  const int64_t stream = take_int(stack[12]);
+  const Tensor statistics = take_tensor(stack[4]);
+  const Tensor key_mask = take_optional_tensor(stack[5]);
+  const bool causal = take_bool(stack[6]);
+  const int64_t window = take_int(stack[7]);
+  const auto scale = take_optional(stack[8]);
+  const double dropout_p = take_double(stack[9]);
+  const Tensor seed = take_optional_tensor(stack[10]);
+  const int64_t stream = take_int(stack[11]);
 
   Tensor grad_query = empty_like(query), grad_key = empty_like(key), grad_value = empty_like(value);
   if (query.numel() > 0 || key.numel() > 0) {
     const KeyLists lists(key_mask, query.size(0), key.size(1));
     AttentionArgs a = arguments(query, key, value, key_mask, lists, causal, window, scale, dropout_p, seed, stream);
-    if (dtype_of(grad_out, "grad_out") != a.dtype || dtype_of(out, "out") != a.dtype)
-      throw std::runtime_error("emc_fast: grad_out and out must have the dtype of query");
-    a.out = operand(out), a.grad_out = operand(grad_out), a.statistics = statistics.data_as<float>();
+    if (dtype_of(grad_out, "grad_out") != a.dtype) throw std::runtime_error("emc_fast: grad_out must have the dtype of query");
+    a.grad_out = operand(grad_out), a.statistics = statistics.data_as<float>();
     a.grad_query = operand(grad_query), a.grad_key = operand(grad_key), a.grad_value = operand(grad_value);
     const auto& kernels = EMC_KERNELS(attention_backward_kernels);
     const int64_t chunks = attention_chunks(a), heads = a.batch * a.heads;

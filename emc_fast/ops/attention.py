@@ -19,10 +19,10 @@ __all__ = ["attention"]
 MAX_CPU_WIDTH = 128
 
 _OPTIONS = "Tensor? key_mask, bool causal, int window, float? scale, float dropout_p, Tensor? seed, int stream"
-# window 0 is none. statistics: each query's largest score (times log2(e)) and its sum of exponentials, (2,B,H,T) float32, for backward.
+# window 0 is none. statistics, (2,B,H,T) float32: each query's largest score and its sum of exponentials, all that backward keeps.
 _library.define(f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor statistics)")
 _library.define(
-    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor statistics, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
 _backend.register_operator("attention")
 
@@ -39,18 +39,18 @@ def _fake_backward(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, key_mask, *ctx.options, seed, ctx.stream = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, value, key_mask, seed, *output)
+    ctx.save_for_backward(query, key, value, key_mask, seed, output[1])
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, key_mask, seed, out, statistics = ctx.saved_tensors
+    query, key, value, key_mask, seed, statistics = ctx.saved_tensors
     causal, window, scale, dropout_p = ctx.options
     if _autograd.wants_graph():
         options = {"causal": causal, "window": window or None, "scale": scale, "dropout_p": dropout_p, "seed": seed, "stream": ctx.stream}
         definition = partial(_definition, key_mask=key_mask, **options)
         grads = _autograd.backward_of_definition(definition, (query, key, value), ctx.needs_input_grad[:3], (grad_out,))
     else:
-        grads = torch.ops.emc_fast.attention_backward(grad_out, query, key, value, out, statistics, key_mask, *ctx.options, seed, ctx.stream)
+        grads = torch.ops.emc_fast.attention_backward(grad_out, query, key, value, statistics, key_mask, *ctx.options, seed, ctx.stream)
     return *grads, *([None] * 7)
 
 
@@ -91,10 +91,10 @@ def _check(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, s
         if x.dim() != 4:
             raise ValueError(f"{name} must have the 4 dimensions (B,{'T' if name == 'query' else 'S'},H,D), got shape {tuple(x.shape)}")
     check_same("key", key, "query", query, shape=False)
-    check_same("value", value, "key", key)
     b, _, h, d = query.shape
     if (key.shape[0], key.shape[2], key.shape[3]) != (b, h, d):
         raise ValueError(f"key must have shape (B,S,H,D) with B,H,D of query, {(b, 'S', h, d)}, got {tuple(key.shape)}")
+    check_same("value", value, "key", key)
     if d < 1:
         raise ValueError(f"query must have a head width D of at least 1, got shape {tuple(query.shape)}")
     check_key_mask(key_mask, b, key.shape[1], query.device, keys_of="key")

@@ -80,7 +80,7 @@ def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     )
     grad_update = grad_update.flatten(0, 1)
     grad_attended = torch.mm(grad_update, w.w_o).view(q.shape)
-    heads = [y.unflatten(-1, (num_heads, -1)) for y in (grad_attended, q, k, v, attended)]
+    heads = [y.unflatten(-1, (num_heads, -1)) for y in (grad_attended, q, k, v)]
     grads = torch.ops.emc_fast.attention_backward(*heads, statistics, key_mask, causal, window, None, dropout_p, seed, stream)
     grad_q, grad_k, grad_v = (g.flatten(2).flatten(0, 1) for g in grads)
 
