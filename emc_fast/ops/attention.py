@@ -22,7 +22,8 @@ _OPTIONS = "Tensor? key_mask, bool causal, int window, float? scale, float dropo
 # window 0 is none. statistics, (2,B,H,T) float32: each query's largest score and its sum of exponentials, all that backward keeps.
 _library.define(f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor statistics)")
 _library.define(
-    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor statistics, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor statistics, {_OPTIONS})"
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)"
 )
 _backend.register_operator("attention")
 

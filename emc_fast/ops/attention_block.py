@@ -30,12 +30,11 @@ _OPTIONS = "float ln_eps, int num_heads, Tensor? key_mask, bool causal, int wind
 _SAVED = ("q", "k", "v", "attended", "statistics", "update", "mean", "inverse_deviation")
 _GRADS = ("x", "memory", "w_q", "b_q", "w_k", "b_k", "w_v", "b_v", "w_o", "b_o", "ln_weight", "ln_bias")
 
+_SAVED_TENSORS = ", ".join(f"Tensor {name}" for name in _SAVED)
+_library.define(f"attention_block(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
 _library.define(
-    f"attention_block(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> (Tensor out, {', '.join(f'Tensor {n}' for n in _SAVED)})"
-)
-_library.define(
-    f"attention_block_backward(Tensor grad_out, {', '.join(f'Tensor {n}' for n in _SAVED)}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
-    f" -> ({', '.join(['Tensor'] * len(_GRADS))})"
+    f"attention_block_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
+    f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADS)})"
 )
 _library.define(
     "attention_block_epilogue(Tensor x, Tensor update, Tensor weight, Tensor? bias, float eps, float dropout_p, Tensor? seed, int stream)"
@@ -56,7 +55,7 @@ def _forward_cpu(x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
     def project(y: Tensor, weight: Tensor, bias: Tensor | None, length: int) -> Tensor:
         product = torch.mm(y, weight.t()) if bias is None else torch.addmm(bias, y, weight.t())
-        return product.view(x.shape[0], length, -1)
+        return product.view(x.shape[0], length, x.shape[2])
 
     t, s = x.shape[1], memory.shape[1]
     q, k, v = project(rows, w.w_q, w.b_q, t), project(context, w.w_k, w.b_k, s), project(context, w.w_v, w.b_v, s)
@@ -85,10 +84,9 @@ def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     grad_q, grad_k, grad_v = (g.flatten(2).flatten(0, 1) for g in grads)
 
     rows, context = _operands(x, memory, key_mask, w.w_q.dtype)
-    if x.dtype == w.w_q.dtype:
-        grad_x = torch.addmm(grad_x.flatten(0, 1), grad_q, w.w_q)
-    else:
-        grad_x = grad_x.flatten(0, 1) + torch.mm(grad_q, w.w_q)
+    residual = grad_x.flatten(0, 1)
+    one_dtype = x.dtype == w.w_q.dtype
+    grad_x = torch.addmm(residual, grad_q, w.w_q) if one_dtype else residual + torch.mm(grad_q, w.w_q)
     grad_memory = torch.addmm(torch.mm(grad_k, w.w_k), grad_v, w.w_v)
     results = [grad_x.view(x.shape).to(x.dtype), grad_memory.view(memory.shape).to(memory.dtype)]
     for grad, inputs, bias in ((grad_q, rows, w.b_q), (grad_k, context, w.b_k), (grad_v, context, w.b_v)):
@@ -127,7 +125,7 @@ def _fake_backward(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(_absent(grad_out) if p is None else p.new_empty(p.shape) for p in present)
 
 
-def _fake_epilogue(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_epilogue(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return x.new_empty(x.shape), *(x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
 
 
@@ -149,7 +147,7 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
         def definition(x: Tensor, memory: Tensor, *weights: Any) -> Tensor:
             options = {"causal": causal, "window": window or None, "dropout_p": dropout_p, "seed": seed, "stream": ctx.stream}
-            bundle = AttentionBlockWeights(*weights, ctx.ln_eps)
+            bundle = AttentionBlockWeights._make((*weights, ctx.ln_eps))
             return _definition(x, memory, bundle, num_heads=ctx.num_heads, key_mask=key_mask, **options)
 
         grads = _autograd.backward_of_definition(definition, tensors, needed, (grad_out,))
@@ -256,8 +254,8 @@ def _same_dtype(x: Tensor, memory: Tensor, weights: AttentionBlockWeights) -> tu
     """One dtype everywhere, or an error; under autocast the operands of the products in its dtype, as torch does it for a Linear."""
     dtype = autocast_dtype(x)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        products = [w if w is None else w.to(dtype) for w in weights[:8]]
-        return memory.to(dtype), AttentionBlockWeights(*products, *weights[8:])
+        lowered: list[Any] = [w if w is None else w.to(dtype) for w in weights[:8]]
+        return memory.to(dtype), AttentionBlockWeights._make((*lowered, *weights[8:]))
     check_same("memory", memory, "x", x, shape=False)
     for name, w in zip(AttentionBlockWeights._fields[:-1], weights[:-1], strict=True):
         if w is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from emc_fast.ops import attention, philox_uniform, use_backend
 from torch import Tensor
+
+from emc_fast.ops import attention, philox_uniform, use_backend
 
 from . import parity
 from .parity import Target
@@ -249,7 +250,7 @@ def test_autocast_lowers_like_torch(target: Target, dtype: torch.dtype) -> None:
     assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in leaves.values())
 
 
-def test_compiles(target: Target) -> None:
+def test_compiles() -> None:
     def make(t: int) -> dict[str, Tensor]:
         return tensors(random.Random(t), 2, t, t + 3, 2, 16)
 
@@ -257,14 +258,14 @@ def test_compiles(target: Target) -> None:
     parity.assert_compiles(lambda **x: attention(**x, causal=True, dropout_p=0.1, seed=seed), make, (12, 20, 33), NAMES)
 
 
-def test_exports(target: Target) -> None:
+def test_exports() -> None:
     def make(t: int) -> dict[str, Tensor]:
         return tensors(random.Random(t), 2, t, t, 2, 16)
 
     parity.assert_exports(partial(attention, causal=True), make, 1, "emc_fast.attention")
 
 
-def test_opcheck(target: Target) -> None:
+def test_opcheck() -> None:
     query, key, value = (x.requires_grad_() for x in tensors(random.Random(1), 2, 5, 6, 2, 8).values())
     mask, seed = torch.rand(2, 6) < 0.7, torch.tensor([1])
     operator = torch.ops.emc_fast.attention.default

@@ -11,7 +11,8 @@ __all__ = ["allowed_pairs", "attention"]
 def allowed_pairs(t: int, s: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor:
     """(T,S) bool: which key each query may see for its position alone.
 
-    The last query is aligned with the last key: query t stands at key position p = t + S - T, sees s <= p when causal, and s > p - window when windowed.
+    The last query is aligned with the last key: query t stands at key position p = t + S - T, and when causal sees the keys s <= p,
+    of those the last ``window``.
     """
     if not causal:
         return torch.ones(t, s, dtype=torch.bool, device=device)
@@ -34,8 +35,9 @@ def attention(
 ) -> Tensor:
     """softmax(scale Q K^T restricted to what each query may see) V, after dropout on the probabilities.
 
-    query (B,T,H,D), key and value (B,S,H,D), key_mask (B,S) bool (True = attend), result (B,T,H,D) in the dtype of query; half types are computed in float32.
-    Masked keys and queries that see nothing are *selected* away before any product, so that NaN in them reaches neither a value nor a gradient.
+    query (B,T,H,D), key and value (B,S,H,D), key_mask (B,S) bool, True = attend; result (B,T,H,D) in query's dtype, half types computed in
+    float32. Masked keys and queries that see nothing are selected away before any product, so that NaN in them reaches neither a value nor
+    a gradient.
     """
     b, t, h, d = query.shape
     s = key.shape[1]

@@ -47,7 +47,7 @@ def attention_block(
     Attention dropout draws from ``stream``, the output dropout from ``stream + 1``. Half types are computed in float32.
     """
     compute = torch.promote_types(x.dtype, torch.float32)
-    w = AttentionBlockWeights(*(p.to(compute) if isinstance(p, Tensor) else p for p in weights))
+    w = AttentionBlockWeights._make(p.to(compute) if isinstance(p, Tensor) else p for p in weights)
     if key_mask is not None:
         memory = torch.where(key_mask[:, :, None], memory, 0.0)
     rows, memory = x.to(compute), memory.to(compute)

@@ -1,0 +1,272 @@
+"""attention_block: values, gradients of every operand, masks, dropout, mixed precision and the rules of an operator."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from emc_fast.ops import AttentionBlockWeights, attention, attention_block, dropout, use_backend
+
+from . import parity
+from .parity import Target
+
+WEIGHTS = AttentionBlockWeights._fields[:-1]
+BIASES = ("b_q", "b_k", "b_v", "b_o", "ln_bias")
+
+
+def draw_weights(rng: random.Random, d: int, absent: tuple[str, ...] = ()) -> dict[str, Tensor | None]:
+    found: dict[str, Tensor | None] = {}
+    for name in WEIGHTS:
+        if name.startswith("w_"):
+            found[name] = parity.normal(rng, d, d, scale=d**-0.5)
+        else:
+            found[name] = None if name in absent else parity.normal(rng, d, scale=0.3) + (1.0 if name == "ln_weight" else 0.0)
+    return found
+
+
+def inputs_of(rng: random.Random, b: int, t: int, s: int, d: int, absent: tuple[str, ...] = ()) -> dict[str, Tensor | None]:
+    return {"x": parity.normal(rng, b, t, d), "memory": parity.normal(rng, b, s, d), **draw_weights(rng, d, absent)}
+
+
+def block(**options: Any) -> Callable[..., Tensor]:
+    """The operator as a function of its tensors by name; without `memory` it is self-attention."""
+
+    def function(x: Tensor, memory: Tensor | None = None, **weights: Any) -> Tensor:
+        return attention_block(x, x if memory is None else memory, AttentionBlockWeights(**weights), **options)
+
+    return function
+
+
+def differentiable(inputs: dict[str, Tensor | None], *without: str) -> list[str]:
+    return [n for n, x in inputs.items() if x is not None and n not in without]
+
+
+def draw(seed: int) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    rng = random.Random(seed)
+    heads, width = rng.choice([(1, 64), (2, 16), (4, 30), (4, 32), (3, 5), (12, 30)])
+    t, s = (parity.pick(rng, 1, range(2, 90)) for _ in range(2))
+    absent = tuple(name for name in BIASES if rng.random() < 0.3)
+    inputs = inputs_of(rng, rng.randrange(1, 4), t, max(s, 2), heads * width, absent)
+    causal = rng.random() < 0.4
+    options: dict[str, Any] = {"num_heads": heads, "causal": causal, "window": rng.choice([None, 5]) if causal else None}
+    if rng.random() < 0.5:
+        memory = inputs["memory"]
+        assert memory is not None
+        options["key_mask"] = torch.rand(memory.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.7
+    return inputs, options
+
+
+@parity.seeds(4)
+@parity.dtypes()
+def test_parity(target: Target, dtype: torch.dtype, seed: int) -> None:
+    inputs, options = draw(seed)
+    # The gradient of b_k is 0 in truth (it shifts all scores of a query alike), so there is nothing to hold its rounding against.
+    parity.assert_parity(block(**options), inputs, dtype, target, differentiate=differentiable(inputs, "b_k"), seed=seed)
+
+
+@parity.seeds(3, first=50)
+def test_parity_with_dropout(target: Target, seed: int) -> None:
+    inputs, options = draw(seed)
+    function = block(**options, dropout_p=0.3, seed=seed, stream=20)
+    parity.assert_parity(function, inputs, torch.float32, target, differentiate=differentiable(inputs, "b_k"), seed=seed)
+
+
+def test_self_attention_adds_both_gradients(target: Target) -> None:
+    inputs = inputs_of(random.Random(1), 2, 70, 1, 64)
+    del inputs["memory"]
+    parity.assert_parity(block(num_heads=2), inputs, torch.float32, target, differentiate=differentiable(inputs, "b_k"))
+
+
+def test_key_bias_gradient_vanishes(target: Target) -> None:
+    inputs = inputs_of(random.Random(1), 2, 70, 60, 64)
+    found = parity.run(block(num_heads=2), inputs, ["b_k", "b_v"], [parity.normal(random.Random(0), 2, 70, 64)])
+    assert found["d_b_k"].abs().max() < 1e-5 * found["d_b_v"].abs().max()
+
+
+def test_is_what_its_parts_give(target: Target) -> None:
+    """The equation from torch's own layers, with the two dropouts in their streams."""
+    rng = random.Random(3)
+    inputs = inputs_of(rng, 2, 33, 41, 60)
+    x, memory, *weights = inputs.values()
+    w = AttentionBlockWeights(*weights)
+    mask = torch.rand(2, 41) < 0.8
+    seeds = torch.tensor([4, 5])
+    found = attention_block(x, memory, w, num_heads=2, key_mask=mask, dropout_p=0.2, seed=seeds, stream=9)
+    q, k, v = (
+        torch.nn.functional.linear(y, m, b).unflatten(-1, (2, 30)) for y, m, b in ((x, *w[0:2]), (memory, *w[2:4]), (memory, *w[4:6]))
+    )
+    attended = attention(q, k, v, key_mask=mask, dropout_p=0.2, seed=seeds, stream=9).flatten(2)
+    update = dropout(torch.nn.functional.linear(attended, w.w_o, w.b_o), 0.2, seed=seeds, stream=10)
+    expected = layer_norm(x + update, (60,), w.ln_weight, w.ln_bias, w.ln_eps)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@parity.seeds(2)
+def test_masked_memory_may_hold_anything(target: Target, seed: int) -> None:
+    rng = random.Random(seed)
+    inputs = inputs_of(rng, 3, 20, 50, 64)
+    mask = torch.rand(3, 50, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask[1] = False
+    function = block(num_heads=2, key_mask=mask, dropout_p=0.1, seed=seed)
+    names, grads = differentiable(inputs), [parity.normal(rng, 3, 20, 64)]
+    clean = parity.run(function, inputs, names, grads)
+    dirty = dict(inputs)
+    assert isinstance(inputs["memory"], Tensor)
+    dirty["memory"] = torch.where(mask[..., None], inputs["memory"], float("nan"))
+    found = parity.run(function, dirty, names, grads)
+    for name in clean:
+        assert torch.equal(clean[name], found[name]), name
+    assert not found["d_memory"][~mask].any()
+
+
+def test_nothing_to_attend_leaves_the_residual(target: Target) -> None:
+    inputs = inputs_of(random.Random(2), 2, 5, 7, 16)
+    x, memory, *weights = inputs.values()
+    w = AttentionBlockWeights(*weights)
+    found = attention_block(x, memory, w, num_heads=2, key_mask=torch.zeros(2, 7, dtype=torch.bool))
+    torch.testing.assert_close(found, layer_norm(x + w.b_o, (16,), w.ln_weight, w.ln_bias, w.ln_eps))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_at_its_ends(target: Target, p: float) -> None:
+    inputs = inputs_of(random.Random(2), 2, 5, 7, 16)
+    parity.assert_parity(block(num_heads=2, dropout_p=p, seed=1), inputs, torch.float32, target, differentiate=["x", "w_o", "ln_weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_lowers_the_products(target: Target, dtype: torch.dtype) -> None:
+    """Projections and attention in autocast's dtype, residual and LayerNorm in float32, gradients in the parameters' dtype."""
+    inputs = inputs_of(random.Random(3), 2, 40, 50, 64)
+    leaves = {n: x.requires_grad_() for n, x in inputs.items() if x is not None}
+    with torch.autocast("cpu", dtype=dtype):
+        out = block(num_heads=2)(**leaves)
+    assert out.dtype == torch.float32
+    grads = torch.autograd.grad(out.square().sum(), list(leaves.values()))
+    with use_backend("reference"):
+        exact = {n: x.detach().double().requires_grad_() for n, x in leaves.items()}
+        truth = block(num_heads=2)(**exact)
+        expected = torch.autograd.grad(truth.square().sum(), list(exact.values()))
+    unit = torch.finfo(dtype).eps
+    assert (out - truth).norm() < unit * truth.norm()
+    for name, grad, true in zip(leaves, grads, expected, strict=True):
+        assert grad.dtype == torch.float32
+        if name != "b_k":
+            assert (grad - true).norm() < 8 * unit * true.norm(), name
+
+
+def test_deterministic(target: Target) -> None:
+    inputs = inputs_of(random.Random(2), 2, 300, 130, 64)
+    parity.assert_deterministic(block(num_heads=2, dropout_p=0.1, seed=3), inputs, differentiate=["x", "memory", *WEIGHTS])
+
+
+def test_any_layout(target: Target) -> None:
+    """Strides of x, memory and the incoming gradient; the products of torch choose their path by strides, so bits may differ there."""
+    inputs = inputs_of(random.Random(2), 2, 30, 20, 32)
+    names, grads = differentiable(inputs, "b_k"), [parity.normal(random.Random(5), 2, 30, 32)]
+    dense = parity.run(block(num_heads=2), inputs, names, grads)
+    for kind in ("permuted", "spread", "shifted"):
+        other = {n: parity.layouts(x)[kind] if x is not None else None for n, x in inputs.items()}
+        found = parity.run(block(num_heads=2), other, names, [parity.layouts(grads[0])[kind]])
+        for name in dense:
+            torch.testing.assert_close(found[name], dense[name], rtol=2e-5, atol=2e-5)
+    ones = parity.run(block(num_heads=2), inputs, names, [torch.ones(()).expand(2, 30, 32)])
+    for name, grad in parity.run(block(num_heads=2), inputs, names, [torch.ones(2, 30, 32)]).items():
+        assert torch.equal(ones[name], grad)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (2, 0, 0)], ids=str)
+def test_zero_size(target: Target, shape: tuple[int, int, int]) -> None:
+    inputs = inputs_of(random.Random(1), *shape, 16)
+    found = parity.run(block(num_heads=2), inputs, differentiable(inputs), [torch.ones(*shape[:2], 16)])
+    assert found["out0"].shape == (*shape[:2], 16)
+    assert all(x.isfinite().all() for x in found.values())
+    assert not found["d_memory"].any()
+
+
+def test_gradcheck() -> None:
+    inputs = inputs_of(random.Random(5), 2, 3, 4, 4, absent=("b_v",))
+    mask = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    function = block(num_heads=2, key_mask=mask, dropout_p=0.2, seed=2)
+    parity.assert_gradcheck(function, inputs, ["x", "memory", "w_q", "w_k", "b_o", "ln_weight"])
+
+
+def test_second_derivative(target: Target) -> None:
+    inputs = inputs_of(random.Random(5), 1, 5, 6, 8)
+    parity.assert_second_derivative(block(num_heads=2, causal=True), inputs, ["x", "memory", "w_v", "ln_weight"], target)
+
+
+def test_frozen_operands_get_no_gradient(target: Target) -> None:
+    inputs, options = draw(2)
+    parity.assert_parity(block(**options), inputs, torch.float32, target, differentiate=["memory", "w_o"])
+
+
+def test_compiles() -> None:
+    weights = draw_weights(random.Random(0), 32, absent=("b_k",))
+
+    def make(t: int) -> dict[str, Tensor | None]:
+        rng = random.Random(t)
+        return {"x": parity.normal(rng, 2, t, 32), "memory": parity.normal(rng, 2, t + 3, 32), **weights}
+
+    function = block(num_heads=2, dropout_p=0.1, seed=torch.tensor([4]))
+    parity.assert_compiles(function, make, (12, 20, 33), ["x", "memory", "w_q", "w_o", "ln_weight"])
+
+
+def test_exports() -> None:
+    weights = AttentionBlockWeights(*draw_weights(random.Random(0), 32).values())
+
+    def make(t: int) -> dict[str, Tensor]:
+        return {"x": parity.normal(random.Random(t), 2, t, 32)}
+
+    parity.assert_exports(lambda x: attention_block(x, x, weights, num_heads=2, causal=True), make, 1, "emc_fast.attention_block")
+
+
+def test_opcheck() -> None:
+    inputs = inputs_of(random.Random(1), 2, 5, 6, 16, absent=("b_k", "ln_bias"))
+    tensors = [x if x is None else x.requires_grad_() for x in inputs.values()]
+    mask, seed = torch.rand(2, 6) < 0.7, torch.tensor([1])
+    options = (1e-5, 2, mask, True, 3, 0.1, seed, 2)
+    parity.assert_opcheck(torch.ops.emc_fast.attention_block.default, *tensors, *options)
+    detached = [x if x is None else x.detach() for x in tensors]
+    out, *saved = torch.ops.emc_fast.attention_block(*detached, *options)
+    parity.assert_opcheck(torch.ops.emc_fast.attention_block_backward.default, out, *saved, *detached, *options)
+    x, update, weight, mean, deviation = detached[0], saved[5], detached[10], saved[6], saved[7]
+    parity.assert_opcheck(torch.ops.emc_fast.attention_block_epilogue.default, x, update, weight, None, 1e-5, 0.1, seed, 3)
+    backward = torch.ops.emc_fast.attention_block_epilogue_backward.default
+    parity.assert_opcheck(backward, out, x, update, weight, mean, deviation, 0.1, seed, 3)
+
+
+X, M = torch.zeros(2, 3, 8), torch.zeros(2, 5, 8)
+W = AttentionBlockWeights(*[torch.zeros(8, 8), torch.zeros(8)] * 4, torch.zeros(8), torch.zeros(8))
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+    ({"x": X[0]}, ValueError, r"x must have the 3 dimensions \(B,T,d\), got shape \(3, 8\)"),
+    ({"memory": M[:1]}, ValueError, r"memory must have shape \(B,S,d\) with B and d of x, \(2, 'S', 8\), got \(1, 5, 8\)"),
+    ({"memory": M.half()}, TypeError, "memory must have the dtype of x, torch.float32, got torch.float16"),
+    ({"memory": M.to("meta")}, ValueError, "memory must be on cpu with x, got meta"),
+    ({"weights": tuple(W)}, TypeError, "weights must be an AttentionBlockWeights, got tuple"),
+    ({"weights": W._replace(w_k=None)}, TypeError, "weights.w_k must be a tensor, got NoneType"),
+    ({"weights": W._replace(w_k=torch.zeros(8, 4))}, ValueError, r"weights.w_k must have shape \(8, 8\) for x of width 8, got \(8, 4\)"),
+    ({"weights": W._replace(b_o=torch.zeros(4))}, ValueError, r"weights.b_o must have shape \(8,\)"),
+    ({"weights": W._replace(ln_weight=torch.zeros(8).half())}, TypeError, "weights.ln_weight must have the dtype of x"),
+    ({"weights": W._replace(ln_eps=None)}, TypeError, "weights.ln_eps must be a number, got NoneType"),
+    ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide the width d = 8 of x, got 3"),
+    ({"num_heads": 2.0}, TypeError, "num_heads must be an int, got float"),
+    ({"key_mask": torch.ones(2, 3).bool()}, ValueError, r"key_mask must have shape \(B,S\) = \(2, 5\) as memory says"),
+    ({"window": 3}, ValueError, "needs causal=True"),
+    ({"dropout_p": -0.1}, ValueError, r"dropout_p must be in \[0, 1\], got -0.1"),
+    ({"dropout_p": 0.1, "seed": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"seed must have shape \(1,\) or a prefix"),
+    ({"stream": 2**32 - 1}, ValueError, "stream must be in"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), BAD, ids=[text[:30] for *_, text in BAD])
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        partial(attention_block, num_heads=2)(**{"x": X, "memory": M, "weights": W, **change})
