@@ -39,7 +39,7 @@ def test_equal_numbers_have_equal_digests():
         ({"l_kl": float("nan")}, "l_kl takes a finite number"),
         ({"fps": 0}, "fps > 0"),
         ({"window": 5}, "set causal=True"),
-        ({"backbone_options": {"windw": 3}}, "online, window, kl_p, div_p, pose_weight; got windw"),
+        ({"backbone_options": {"windw": 3}}, "online, window, kl_p, div_p, pose_weight, logvar_offset; got windw"),
         ({"backbone_options": {"window": 0}}, "positive integer"),
         ({"backbone_options": {"online": "yes"}}, "True or False"),
         ({"backbone_options": {"kl_p": -1}}, "not negative"),
