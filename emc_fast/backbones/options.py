@@ -19,6 +19,8 @@ class TransVAEOptions:
         logvar_offset: added to the log-variance of z. It comes out of a LayerNorm, so as published (0) z begins with a standard
             deviation near 1 in every dimension, as large as all that is said of the speaker, and short trainings never hear the
             speaker through it; -4 begins at 0.14.
+        zero_start: begin with a 3DMM head of zeros, the mean face. Otherwise the first steps go into undoing random faces, which is
+            quickest by a decoder that does not listen to its memory, and from which short trainings do not come back.
     """
 
     online: bool = False
@@ -27,10 +29,12 @@ class TransVAEOptions:
     div_p: float = 10.0
     pose_weight: float = 10.0
     logvar_offset: float = 0.0
+    zero_start: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.online, bool):
-            raise ValueError(f"backbone_options['online'] takes True or False; got {self.online!r}")
+        for name in ("online", "zero_start"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"backbone_options[{name!r}] takes True or False; got {getattr(self, name)!r}")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"backbone_options['window'] takes a positive integer; got {self.window!r}")
         for name in ("kl_p", "div_p", "pose_weight"):

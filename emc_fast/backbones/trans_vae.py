@@ -73,6 +73,9 @@ class TransVAE(Backbone):
             self.past_decoder = DecoderLayer(d, heads, 2 * d, dropout=p, stream=BACKBONE[0] + 48)
             self.lstm = nn.LSTM(d, d, batch_first=True)
         self.coefficient_head = nn.Linear(d, REACTION_3DMM_DIM)
+        if options.zero_start:
+            nn.init.zeros_(self.coefficient_head.weight)
+            nn.init.zeros_(self.coefficient_head.bias)
         self.emotion_head = nn.Sequential(nn.Linear(d + REACTION_3DMM_DIM, d), nn.Linear(d, REACTION_EMOTION_DIM))
 
     @property

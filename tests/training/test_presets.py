@@ -35,5 +35,6 @@ def test_the_demonstration_gives_the_models_what_they_need_to_hear_the_speaker(t
     assert dataclasses.replace(alone, model=config.model) == config
     assert TrainConfig.from_dict(config.to_dict()) == config
     narrow = EMCModel(config.model).eval()
+    assert not narrow.backbone.coefficient_head.weight.any()
     out = narrow(**{name: torch.rand(1, 8, width) for name, width in STREAMS.items()}, seed=0)
     assert float(out.distribution[0].logvar.detach().mean()) < -3
