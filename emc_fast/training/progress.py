@@ -65,8 +65,8 @@ class Reporter:
         if count and (now - self.told >= self.every or self.done == self.total):
             self.told = now
             left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
-            count = f"{self.done}/{self.total} {self.unit}"
-            self.console.print(f"{self.title}: {count}, {clock(now - self.began)}, left {clock(left)}  {self.note}".rstrip())
+            progress = f"{self.done}/{self.total} {self.unit}"
+            self.console.print(f"{self.title}: {progress}, {clock(now - self.began)}, left {clock(left)}  {self.note}".rstrip())
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
