@@ -51,7 +51,8 @@ class EMCConfig:
         detach_target: stop the gradient from the alignment loss into the stream that is to be reproduced.
         emotion_source: which emotion goes where: `auto`, `per_modality` or `mean`.
         emotion_positions: where the sample is one vector per clip, give S-EA's emotion the positions of its frames as well as the
-            queries. Without them attention sees the emotion as a set: a reaction then cannot depend on when something was shown.
+            queries. Without them full attention sees the emotion as a set: a reaction then cannot depend on when something was
+            shown. A window says when by itself, and positions only blur what is in it. None: positions unless there is a window.
         fusion_pick: which of the three fusions goes on in training: drawn per clip (`sample`), per batch (`batch`), or always `real`.
         l_align, l_kl, l_fusion: weights of the three EMC terms of the loss.
         reduction: `mean` over valid elements, or `paper_sum`: sums over frames and channels, mean over clips.
@@ -76,7 +77,7 @@ class EMCConfig:
     cma_prior: str = "standard"
     detach_target: bool = True
     emotion_source: str = "auto"
-    emotion_positions: bool = False
+    emotion_positions: bool | None = None
     fusion_pick: str = "sample"
     l_align: float = 1.0
     l_kl: float = 1.0
@@ -91,7 +92,9 @@ class EMCConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"EMCConfig.{name} takes one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        for name in ("emc", "detach_target", "emotion_positions", "causal"):
+        if self.emotion_positions is not None and not isinstance(self.emotion_positions, bool):
+            raise ValueError(f"EMCConfig.emotion_positions takes True, False or None; got {self.emotion_positions!r}")
+        for name in ("emc", "detach_target", "causal"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"EMCConfig.{name} takes True or False; got {getattr(self, name)!r}")
         for name in ("face_dim", "speech_dim", "d_model", "num_heads", "cma_latent_dim", "cma_hidden_dim", "window"):

@@ -143,8 +143,9 @@ class TransVAE(Backbone):
         rows = memory.shape[0]
         queries = self.positions(segment.frames).to(memory.dtype).expand(rows, -1, -1)
         queries = self.position_dropout(queries, seed=seed)
-        memory_mask = None if memory.shape[1] == 1 else frame_mask
-        hidden = self.decoder_1(queries, memory, memory_mask=memory_mask, causal=True, seed=seed)
+        token = memory.shape[1] == 1
+        aligned = not token and self.options.memory == "frame"
+        hidden = self.decoder_1(queries, memory, memory_mask=None if token else frame_mask, causal=True, aligned=aligned, seed=seed)
         hidden = self.decoder_2(hidden, hidden, memory_mask=frame_mask, causal=True, seed=seed)
         state = hidden
         if self.online and past is not None:

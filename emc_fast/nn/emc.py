@@ -347,7 +347,8 @@ class EMC(nn.Module):
         sequence = sample
         if sample.shape[2] == 1:
             sequence = sample + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
-            if self.config.emotion_positions:
+            wanted = self.config.emotion_positions
+            if self.config.window is None if wanted is None else wanted:
                 frames = emotion.values.shape[1]
                 where = self.positions(frames, offset=segment.stop - frames).to(emotion.values.dtype)
                 emotion = emotion._replace(values=emotion.values + where)

@@ -88,7 +88,7 @@ class DecoderLayer(nn.Module):
         key_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         causal: bool = False,
-        memory_causal: bool = False,
+        aligned: bool = False,
         seed: Tensor | None = None,
     ) -> Tensor:
         """Decode `x` (B, T, d) against `memory` (B, S, d).
@@ -99,7 +99,7 @@ class DecoderLayer(nn.Module):
             key_mask: (B, T) bool, rows of x that may be attended.
             memory_mask: (B, S) bool, rows of the memory that may be attended.
             causal: self-attention sees no later row.
-            memory_causal: cross-attention sees no later row; the last rows of x and memory coincide.
+            aligned: row t of x reads row t of the memory and no other (S = T).
             seed: int64 (B,) or (1,), for dropout.
 
         Returns:
@@ -112,5 +112,5 @@ class DecoderLayer(nn.Module):
             row = self.cross.output(self.cross.value(memory))
             x = self.cross.norm(x + row)
         else:
-            x = self.cross(x, memory, key_mask=memory_mask, causal=memory_causal, seed=seed)
+            x = self.cross(x, memory, key_mask=memory_mask, causal=aligned, window=1 if aligned else None, seed=seed)
         return self.feed_forward(x, seed=seed)

@@ -30,7 +30,7 @@ def test_with_positions_a_reaction_depends_on_when_something_was_shown():
 
 def test_the_demonstration_gives_the_models_what_they_need_to_hear_the_speaker(tmp_path):
     config, alone = demo_config("corpus", tmp_path), demo_config("corpus", tmp_path, emc=False)
-    assert config.model.emotion_positions
+    assert config.model.window is not None
     assert config.model.backbone_options["logvar_offset"] < 0
     assert dataclasses.replace(alone, model=config.model) == config
     assert TrainConfig.from_dict(config.to_dict()) == config
