@@ -20,7 +20,7 @@ def test_readme_python_runs():
     assert code is not None
     result = run("-c", code[1])
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split("\n")[0].startswith("torch.Size([1, 10, 206, 58])")
+    assert result.stdout.split("\n")[0].startswith("torch.Size([1, 10, 207, 58])")
 
 
 def test_readme_names_only_commands_that_exist():

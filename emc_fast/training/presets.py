@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import EMCConfig
+from ..data import default_cache_dir
 from .config import TrainConfig
 
 
@@ -12,7 +13,7 @@ def demo_config(data: str | Path, out: str | Path, *, emc: bool = True) -> Train
     """Return settings for the demonstration: a small model that learns a small synthetic corpus on two CPU cores in about a minute.
 
     Args:
-        data: a corpus of `emc_fast.data.synthesize_corpus` with about 48 training and 16 validation pairs of 256 frames.
+        data: a corpus of `emc_fast.data.synthesize_corpus` with about 64 training and 16 validation pairs of 256 frames.
         out: run directory.
         emc: False trains the backbone alone in the same way.
     """
@@ -21,13 +22,15 @@ def demo_config(data: str | Path, out: str | Path, *, emc: bool = True) -> Train
         d_model=48,
         num_heads=4,
         dropout=0.0,
+        norm="pre",
+        cma_prior="mean",
         # A listener answers what was shown in the last second or so. Full attention can learn that, but not in a minute.
         causal=True,
         window=32,
         # The reactions' squared error is a few hundredths; at weight 1 the terms of EMC, in units of features, leave nothing else heard.
         l_align=0.01,
         l_kl=0.1,
-        l_fusion=0.001,
+        l_fusion=0.0001,
         # At its published weight 10 the diversity of short clips costs more error than listening to the speaker saves.
         backbone_options={"div_p": 0.0, "pose_weight": 1.0, "logvar_offset": -4.0, "zero_start": True},
     )
@@ -35,13 +38,14 @@ def demo_config(data: str | Path, out: str | Path, *, emc: bool = True) -> Train
         data=str(data),
         out=str(out),
         model=model,
-        epochs=60,
+        epochs=40,
         batch_size=8,
-        lr=2e-3,
+        lr=3e-3,
         schedule="cosine",
         warmup_steps=20,
         clip_length=64,
         swap_roles=False,
         mirror=False,
         validate_every=5,
+        cache_dir=str(default_cache_dir(data)),
     )
