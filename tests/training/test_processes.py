@@ -73,10 +73,13 @@ def test_a_run_of_two_processes_is_that_of_one_and_one_of_them_writes(small, tmp
     assert (state["step"], state["batch"]) == (other["step"], other["batch"]) == (6, 4)
     assert state["history"][-1]["validation"]["total"] == pytest.approx(other["history"][-1]["validation"]["total"], rel=1e-3)
     a, b = weights(run / "checkpoints" / "last"), weights(whole.paths.last)
-    for name in a:
-        # A key's bias moves no attention: its gradient is rounding alone, which Adam turns into steps of full size.
-        if not name.endswith("key.bias"):
-            torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    # Adam turns a gradient that is little but rounding into steps of full size, so single weights may part (a key's bias moves no attention
+    # at all, its gradient is rounding alone); all of them together must have gone the same way.
+    start = Trainer(small("start", batch_size=4)).model.state_dict()
+    names = [name for name in a if not name.endswith("key.bias")]
+    apart = torch.stack([(a[name] - b[name]).norm() for name in names]).norm()
+    moved = torch.stack([(b[name] - start[name]).norm() for name in names]).norm()
+    assert apart < 2e-3 * moved, f"the two runs are {float(apart):.3g} apart after moving by {float(moved):.3g}"
     assert len(list((run / "tensorboard").glob("events.*"))) == 1
     assert len([line for line in (run / "log.jsonl").read_text().splitlines() if '"validation"' in line]) == 2
     (start,) = json.loads((run / "environment.json").read_text())["starts"]
