@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,7 +102,10 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
         untrained = EMCModel(config.model)
         trained, compared = load_model(run), load_model(original)
         rows = [
-            ("mean reaction of the training listeners", validate(MeanReaction(REACTDataset(corpus, "train", mirror=config.mirror, cache_dir=config.cache_dir)), val)),
+            (
+                "mean reaction of the training listeners",
+                validate(MeanReaction(REACTDataset(corpus, "train", mirror=config.mirror, cache_dir=config.cache_dir)), val),
+            ),
             ("EMC, untrained", validate(untrained, val, seed=seed)),
             ("original, face and speech", validate(compared, val, seed=seed)),
             ("original, zeros for the face", validate(compared, val, missing="face", seed=seed)),
@@ -113,7 +116,7 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
     return page, _table(rows)
 
 
-def demo_corpus(seed: int) -> dict[str, int]:
+def demo_corpus(seed: int) -> dict[str, Any]:
     """Arguments of the demo's corpus."""
     return {"train": 64, "val": 16, "test": 0, "frames": 256, "neighbours": 2, "sample_rate": 16000, "seed": seed}
 
