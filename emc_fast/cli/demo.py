@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def command(
     console.print(f"Done in {time.monotonic() - begun:.0f} s. Look at the reactions: [bold]{page}[/]", soft_wrap=True)
     console.print(
         f"  corpus       {out / 'corpus'}\n  runs         {out / 'run'}, {out / 'run-original'} (tensorboard --logdir {out})\n"
-        f"  reactions    {page.parent} (prediction_emotion.npy, prediction_3dmm.npy)",
+        f"  reactions    {page.parent} (prediction_emotion.npy, prediction_3dmm.npy)\n  this table   {out / 'summary.json'}",
         soft_wrap=True,
     )
 
@@ -97,15 +98,12 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
             length=clip.length,
         )
     with _step(console, 6, "Validate"):
-        val = REACTDataset(corpus, "val", mirror=config.mirror, cache_dir=config.cache_dir)
+        fit, val = (REACTDataset(corpus, split, mirror=config.mirror, cache_dir=config.cache_dir) for split in ("train", "val"))
         torch.manual_seed(seed)
         untrained = EMCModel(config.model)
         trained, compared = load_model(run), load_model(original)
         rows = [
-            (
-                "mean reaction of the training listeners",
-                validate(MeanReaction(REACTDataset(corpus, "train", mirror=config.mirror, cache_dir=config.cache_dir)), val),
-            ),
+            ("mean reaction of the training listeners", validate(MeanReaction(fit), val)),
             ("EMC, untrained", validate(untrained, val, seed=seed)),
             ("original, face and speech", validate(compared, val, seed=seed)),
             ("original, zeros for the face", validate(compared, val, missing="face", seed=seed)),
@@ -113,6 +111,7 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
             ("EMC, face missing", validate(trained, val, missing="face", seed=seed)),
             ("EMC, speech missing", validate(trained, val, missing="speech", seed=seed)),
         ]
+        (out / "summary.json").write_text(json.dumps(dict(rows), indent=2) + "\n")
     return page, _table(rows)
 
 
