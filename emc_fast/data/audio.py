@@ -10,6 +10,7 @@ delta-delta is zero: of 78 numbers 26 vary freely. The layout is kept because pu
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import kaldi_native_fbank as knf
@@ -34,18 +35,41 @@ def load_audio(path: str | Path) -> tuple[NDArray[np.float32], int]:
         ``(waveform, sample_rate)``: the mean of the channels as float32 of shape ``(samples,)`` in [-1, 1], and the rate in Hz.
 
     Raises:
-        DataError: the file is absent, unreadable, empty, or holds values that are not finite.
+        DataError: the file is absent, unreadable, cut off, empty, or holds values that are not finite.
     """
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read as sound ({error}); a wav, flac or ogg file is taken") from error
+    _refuse_cut_wav(Path(path))
     if len(samples) == 0:
         raise DataError(f"{path}: holds no samples; at least one is needed")
     waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if not np.isfinite(waveform).all():
         raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(waveform)))} is not a finite number")
     return np.ascontiguousarray(waveform, dtype=np.float32), int(rate)
+
+
+def _refuse_cut_wav(path: Path) -> None:
+    """DataError for a wav whose sound ends before its own header says; libsndfile reads such a file as a shorter recording.
+
+    Sizes of 0 and near 2**32 are what programs write that send a wav into a pipe, before they know its length; they say nothing.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return
+        end = path.stat().st_size
+        place = 12
+        while place + 8 <= end:
+            file.seek(place)
+            name, size = struct.unpack("<4sI", file.read(8))
+            if name == b"data":
+                if 0 < size < 0x7FFFF000 and place + 8 + size > end:
+                    raise DataError(
+                        f"{path}: is cut off: its header tells of {size} bytes of sound, {end - place - 8} are there; copy it again"
+                    )
+                return
+            place += 8 + size + size % 2
 
 
 def samples_per_frame(sample_rate: int, fps: float) -> int:

@@ -158,6 +158,14 @@ def test_audio_faults(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     with pytest.raises(DataError, match="no samples"):
         load_audio(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "cut.wav", np.zeros(1000), 16000)
+    whole = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:900])
+    with pytest.raises(DataError, match=r"cut\.wav: is cut off: its header tells of 2000 bytes of sound, 856 are there"):
+        load_audio(tmp_path / "cut.wav")
+    # What a program writes into a pipe: it cannot know the length yet.
+    (tmp_path / "cut.wav").write_bytes(whole[:40] + b"\xff\xff\xff\xff" + whole[44:])
+    assert len(load_audio(tmp_path / "cut.wav")[0]) == 1000
     soundfile.write(tmp_path / "nan.wav", np.array([0, 0, np.nan]), 16000, subtype="FLOAT")
     with pytest.raises(DataError, match="sample 2 is not a finite number"):
         load_audio(tmp_path / "nan.wav")
