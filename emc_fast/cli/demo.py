@@ -69,7 +69,7 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
     from ..data import REACTDataset, synthesize_corpus
     from ..model import EMCModel
     from ..training import MeanReaction, demo_config, generate, load_model, train, validate
-    from ..viewer import load_clip, write_html
+    from ..viewer import load_clip, write_clip
 
     corpus, run, original, reactions = out / "corpus", out / "run", out / "run-original", out / "reactions"
     with _step(console, 1, "Make a synthetic corpus of conversations"):
@@ -83,20 +83,8 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
     with _step(console, 4, f"React to {recording.name}, ten times, with the face missing"):
         generate(run, reactions, wav=recording, num_samples=10, seed=seed)
     with _step(console, 5, "Write the page"):
-        clip = load_clip(reactions)
-        page = write_html(
-            reactions / "reactions.html",
-            reaction_emotion=clip.reaction_emotion,
-            reaction_3dmm=clip.reaction_3dmm,
-            speaker_emotion=clip.speaker_emotion,
-            speaker_3dmm=clip.speaker_3dmm,
-            face_available=clip.face_available,
-            speech_available=clip.speech_available,
-            fps=clip.fps,
-            title=f"{recording.name}: the face is missing",
-            audio=recording,
-            length=clip.length,
-        )
+        title = f"{recording.name}: the face is missing"
+        page = write_clip(reactions / "reactions.html", load_clip(reactions), title=title, audio=recording)
     with _step(console, 6, "Validate"):
         fit, val = (REACTDataset(corpus, split, mirror=config.mirror, cache_dir=config.cache_dir) for split in ("train", "val"))
         torch.manual_seed(seed)

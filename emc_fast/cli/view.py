@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Write one self-contained page: animated faces, heat strips and valence-arousal curves of a clip's reactions."""
     from ..errors import DataError
-    from ..viewer import load_clip, write_html
+    from ..viewer import load_clip, write_clip
 
     try:
         wanted = None if draws is None else [int(part) for part in draws.split(",")]
@@ -29,20 +29,7 @@ def command(
     found = load_clip(generation, clip=clip, draws=wanted, data=data)
     if out is None:
         out = generation / f"clip-{found.index}.html" if generation.is_dir() else generation.with_suffix(".html")
-    page = write_html(
-        out,
-        reaction_emotion=found.reaction_emotion,
-        reaction_3dmm=found.reaction_3dmm,
-        speaker_emotion=found.speaker_emotion,
-        speaker_3dmm=found.speaker_3dmm,
-        face_available=found.face_available,
-        speech_available=found.speech_available,
-        fps=found.fps,
-        title=found.name,
-        audio=None if no_audio else audio or found.recording,
-        length=found.length,
-        draw_names=[f"Reaction {k}" for k in found.draws],
-    )
+    page = write_clip(out, found, audio=None if no_audio else audio or found.recording)
     for note in found.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"written: {page} ({page.stat().st_size / 1024:,.0f} KiB)")

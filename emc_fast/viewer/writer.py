@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .pack import COEFFICIENT_DIM, EMOTION_DIM, missing_runs, pack_audio, pack_stream
+from .source import Clip
 
 # In the order in which they build on each other; they share one function scope on the page.
 _SCRIPTS = ("data.js", "controls.js", "face.js", "features.js", "tracks.js", "plane.js", "app.js")
@@ -199,3 +200,23 @@ def _audio(audio: str | os.PathLike[str] | bytes, *, fps: float, frames: int) ->
     if not path.is_file():
         raise DataError(f"audio: there is no file {path}")
     return pack_audio(path.read_bytes(), fps=fps, frames=frames, name=str(path))
+
+
+def write_clip(
+    path: str | os.PathLike[str], clip: Clip, *, title: str | None = None, audio: str | os.PathLike[str] | bytes | None = None
+) -> Path:
+    """Write the page of a clip that :func:`emc_fast.viewer.load_clip` found; ``title`` is its name unless given. See :func:`write_html`."""
+    return write_html(
+        path,
+        reaction_emotion=clip.reaction_emotion,
+        reaction_3dmm=clip.reaction_3dmm,
+        speaker_emotion=clip.speaker_emotion,
+        speaker_3dmm=clip.speaker_3dmm,
+        face_available=clip.face_available,
+        speech_available=clip.speech_available,
+        fps=clip.fps,
+        title=clip.name if title is None else title,
+        audio=audio,
+        length=clip.length,
+        draw_names=[f"Reaction {draw}" for draw in clip.draws],
+    )
