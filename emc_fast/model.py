@@ -117,8 +117,9 @@ class EMCModel(nn.Module, CheckpointMixin, PyTorchModelHubMixin, library_name="e
             with torch.no_grad():
                 alternative = walk.again().run(target).reaction
         own = self.backbone.loss(
-            result.reaction, target, mask=walk.inputs.target_mask, kl=terms.pop("segment_kl", None), alternative=alternative
-        )
+            result.reaction, target, mask=walk.inputs.target_mask, kl=terms.pop("segment_kl", None), alternative=alternative,
+            distributions=result.distributions, true_draw=result.true_draw,
+        )  # fmt: skip
         total = own["backbone"]
         cfg = self.config
         for name, weight in (("align", cfg.l_align), ("cma_kl", cfg.l_kl), ("fusion", cfg.l_fusion)):

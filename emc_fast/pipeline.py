@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .backbones.base import Distribution, Reaction, Segment
+from .backbones.base import Distribution, Past, Reaction, Segment
 from .losses import masked_mean
 from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
 from .nn.emotion import Emotion, EmotionView, pick_emotion
@@ -24,11 +24,12 @@ _SEGMENT, _SECOND_PASS = 16, 1 << 20
 
 
 class Result(NamedTuple):
-    """What a pass gives: the reaction (B, K, T, ...), a distribution per segment, and loss terms by name."""
+    """What a pass gives: the reaction (B, K, T, ...), a distribution per segment, loss terms by name, and the target's own draw."""
 
     reaction: Reaction
     distributions: list[Distribution]
     terms: dict[str, Tensor]
+    true_draw: Tensor | None
 
 
 class Pass:
@@ -41,7 +42,7 @@ class Pass:
         seeds: int64 (B,).
         learn: compute EMC's three fusions and its losses, and go on with one fusion per clip.
         first: an earlier pass over the same batch; this one then repeats it under its own seeds for the clips' same fusions,
-            without computing the others or any loss. Encoding has no noise in it and is taken over.
+            without computing the others or any loss. The encoding is taken over, with its dropout if it has any.
     """
 
     def __init__(
@@ -80,15 +81,21 @@ class Pass:
         fusions: list[list[Distribution]] = []
         kls: list[Tensor] = []
         counts: list[Tensor | None] = []
-        past: Reaction | None = None
+        past: Past | None = None
+        true_draw = None if target is None else backbone.true_draw(target, mask=x.target_mask)
+        taught = None
+        if target is not None and backbone.teacher_forcing and (self.model.training or backbone.likelihood):
+            taught = Past(target.coefficients, target.emotion, true_draw).map(lambda t: t.repeat_interleave(draws, 0))
+        so_far: list[Tensor] = []
         for segment in self.segments:
             counted = self._counted(segment)
             streams, distribution = self._distribution(segment, past, fusions)
             sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
-            drawn = sample.values.flatten(0, 1)
+            values = sample.values.flatten(0, 1)
+            drawn = values if sample.drawn is None else sample.drawn.flatten(0, 1)
             within = None if x.valid is None else x.valid[:, segment.begin : segment.stop]
             seed = self._segment_seed(segment)
-            memory = drawn
+            memory = values
             emotion = self._sample_emotion(streams)
             if self.emc is not None and emotion is not None:
                 memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
@@ -100,9 +107,13 @@ class Pass:
                 kls.append(sample.kl)
                 counts.append(counted)
             if backbone.autoregressive:
-                past = backbone.join(pieces, self.segments[: segment.index + 1], segment.stop)
-                if backbone.teacher_forcing and self.model.training and target is not None:
-                    past = Reaction(*(t[:, : segment.stop].repeat_interleave(draws, 0) for t in target))
+                if taught is not None:
+                    past = taught.map(lambda t, stop=segment.stop: t[:, :stop])  # type: ignore[misc]
+                else:
+                    if sample.drawn is not None:
+                        so_far.append(drawn)
+                    reaction = backbone.join(pieces, self.segments[: segment.index + 1], segment.stop)
+                    past = Past(*reaction, torch.cat(so_far, dim=1) if so_far else None)
         joined = backbone.join(pieces, self.segments, x.frames)
         reaction = Reaction(*(t.view(x.batch, draws, *t.shape[1:]) for t in joined))
         if kls:
@@ -110,11 +121,11 @@ class Pass:
             self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
         if fusions:
             self.terms["fusion"] = self._fusion_loss(fusions)
-        return Result(reaction, distributions, self.terms)
+        return Result(reaction, distributions, self.terms, true_draw)
 
     # One segment
 
-    def _distribution(self, segment: Segment, past: Reaction | None, fusions: list[list[Distribution]]) -> tuple[Streams, Distribution]:
+    def _distribution(self, segment: Segment, past: Past | None, fusions: list[list[Distribution]]) -> tuple[Streams, Distribution]:
         """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusions` grows."""
         streams, fused, draws = self._fused(segment)
         batch = self.inputs.batch
@@ -127,7 +138,7 @@ class Pass:
         seeds = fold_seeds(stack_seeds(seed, groups), draws)
         mask = streams.frame_mask
         mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
-        before = past if past is None or groups == 1 else Reaction(*(t.repeat(groups, 1, 1) for t in past))
+        before = past if past is None or groups == 1 else past.repeat(groups)
         distribution = self.backbone.distribution(fused, segment=segment, draws=draws, key_mask=mask, past=before, seed=seeds)
         if groups == 1:
             return streams, distribution
@@ -152,15 +163,16 @@ class Pass:
         """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J."""
         first, stop = segment.first, segment.stop
         if self.encode_once and self.whole is None:
-            self.whole = self._streams(0, self.inputs.frames)
+            self.whole = self._streams(0, self.inputs.frames, self.dropout_seeds)
         if self.enhance_once:
             assert self.whole is not None
             if self.enhanced is None:
                 self.enhanced = self._enhance(self.whole, self.dropout_seeds)
             fused, draws = self.enhanced
             return self.whole.cut(first, stop), fused[:, first:stop], draws
-        part = self._streams(first, stop) if self.whole is None else self.whole.cut(first, stop)
-        return part, *self._enhance(part, self._segment_seed(segment))
+        seed = self._segment_seed(segment)
+        part = self._streams(first, stop, seed) if self.whole is None else self.whole.cut(first, stop)
+        return part, *self._enhance(part, seed)
 
     def _enhance(self, streams: Streams, seed: Tensor | None) -> tuple[Tensor, int]:
         if self.emc is None:
@@ -169,14 +181,14 @@ class Pass:
             return self.emc.enhance_training(streams, self.backbone, seed), 1
         return self.emc.enhance(streams, self.backbone, self.inputs.batch, seed)
 
-    def _streams(self, first: int, stop: int) -> Streams:
-        """Encoded and compensated streams of frames `first` to `stop`."""
+    def _streams(self, first: int, stop: int, seed: Tensor | None) -> Streams:
+        """Encoded and compensated streams of frames `first` to `stop`; `seed` (B,) is for the encoders' dropout."""
         x, emc = self.inputs, self.emc
 
         def cut(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[:, first:stop]
 
-        face, speech = self._encode(first, stop)
+        face, speech = self._encode(first, stop, seed)
         views = cut_views(self.views, first, stop)
         mask = cut(self._frame_mask())
         if emc is None:
@@ -201,7 +213,7 @@ class Pass:
 
     # Small parts
 
-    def _encode(self, first: int, stop: int) -> tuple[Tensor | None, Tensor | None]:
+    def _encode(self, first: int, stop: int, seed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if self.encode_once and self.encoded is not None:
             return self.encoded
         x = self.inputs
@@ -216,7 +228,7 @@ class Pass:
             masks = x.valid, x.valid
         else:
             masks = (x.valid if x.has_face is None else x.has_face), (x.valid if x.has_speech is None else x.has_speech)
-        encoded = self.backbone.encode(cut(face), cut(speech), face_mask=cut(masks[0]), speech_mask=cut(masks[1]))
+        encoded = self.backbone.encode(cut(face), cut(speech), face_mask=cut(masks[0]), speech_mask=cut(masks[1]), seed=seed)
         if self.encode_once:
             self.encoded = encoded
         return encoded

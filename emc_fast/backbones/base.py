@@ -11,6 +11,7 @@ clean: finite, masked, on one device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -30,6 +31,30 @@ class Reaction(NamedTuple):
 
     coefficients: Tensor
     emotion: Tensor
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a listener did before a segment, for an autoregressive backbone.
+
+    Attributes:
+        coefficients: (N, begin, 58).
+        emotion: (N, begin, 25).
+        drawn: (N, begin, ...), the `Sample.drawn` of those frames, or what the target would have needed (`Backbone.true_draw`);
+            None for a backbone that has no such thing.
+    """
+
+    coefficients: Tensor
+    emotion: Tensor
+    drawn: Tensor | None = None
+
+    def repeat(self, copies: int) -> Past:
+        """Copies of the whole batch, one after the other."""
+        return self.map(lambda t: t.repeat(copies, *(1,) * (t.ndim - 1)))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Past:
+        """The same change made to each tensor."""
+        return Past(change(self.coefficients), change(self.emotion), None if self.drawn is None else change(self.drawn))
 
 
 @dataclass(frozen=True)
@@ -138,10 +163,13 @@ class Sample(NamedTuple):
     """What was drawn: `values` (B, K, N, d), with N = 1 for one vector per clip, else N frames; and the loss of the latent.
 
     `kl` is (B,) float32: the mean KL of the clip's distribution to N(0, I), per element; None where a backbone has no such term.
+    `drawn` (B, K, N, ...) is what `decode` takes as its `sample` in place of `values`, and what later segments find in `Past.drawn`:
+    for a backbone whose draw is not the sequence that S-EA takes (a token is drawn, and S-EA takes its embedding).
     """
 
     values: Tensor
     kl: Tensor | None
+    drawn: Tensor | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -153,15 +181,20 @@ class Backbone(nn.Module, ABC):
             walks through a clip may compute them once. Not so where a statistic runs over the clip.
         autoregressive: later segments see the reaction so far.
         teacher_forcing: in training they see the target instead of it.
+        likelihood: the loss is the likelihood of the target under its own past, so that a taught backbone sees the target
+            wherever there is one, in evaluation too. (To generate, give no target.)
         whole_segments: a clip that ends inside a segment gets nothing from it (else it gets the frames that it has).
         alternative_weight: weight of the loss term that compares with a second, independent pass; 0 saves that pass.
+        stages: names of the stages of training that come before the model's own, in their order; see `stage_loss`.
     """
 
     d_model: int
     prefix_stable: bool = True
     autoregressive: bool = False
     teacher_forcing: bool = False
+    likelihood: bool = False
     whole_segments: bool = False
+    stages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type]
 
     @property
@@ -180,14 +213,21 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(
-        self, face: Tensor | None, speech: Tensor | None, *, face_mask: Tensor | None, speech_mask: Tensor | None
+        self,
+        face: Tensor | None,
+        speech: Tensor | None,
+        *,
+        face_mask: Tensor | None,
+        speech_mask: Tensor | None,
+        seed: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Unimodal encoding (eq. 1).
 
         Args:
             face: (B, T, face_dim) or images (B, T, 3, H, W), zero where unavailable; None = missing throughout.
             speech: (B, T, speech_dim), likewise.
-            face_mask, speech_mask: (B, T) bool, frames that a statistic over the clip may count; None = all.
+            face_mask, speech_mask: (B, T) bool, frames that attention or a statistic over the clip may count; None = all.
+            seed: int64 (B,), for dropout; None outside training.
 
         Returns:
             u_face and u_speech (B, T, d_model); None for a stream that is None.
@@ -199,7 +239,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def distribution(
-        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Past | None, seed: Tensor | None
     ) -> Distribution:
         """Z of the fused sequence.
 
@@ -221,13 +261,13 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def decode(
-        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Past | None, seed: Tensor | None
     ) -> Reaction:
         """The segment's reaction.
 
         Args:
             memory: (N, M, d_model): the sample as it left S-EA (M = segment.frames), or as it was drawn (original, "w/o EA").
-            sample: (N, ..., d) as it was drawn.
+            sample: (N, ..., d) as it was drawn: `Sample.drawn` where there is one, else `Sample.values`.
             segment: which frames.
             frame_mask: (N, segment.frames) bool, frames within the clip; None = all.
             past: the reaction so far, (N, begin, ...), or None.
@@ -237,9 +277,21 @@ class Backbone(nn.Module, ABC):
             Reaction of (N, segment.frames, ...).
         """
 
+    def true_draw(self, target: Reaction, *, mask: Tensor | None) -> Tensor | None:
+        """What would have to be drawn for the target, (B, T, ...) as `Sample.drawn` without its draws; None = there is no such thing."""
+        return None
+
     @abstractmethod
     def loss(
-        self, prediction: Reaction, target: Reaction, *, mask: Tensor | None, kl: Tensor | None, alternative: Reaction | None
+        self,
+        prediction: Reaction,
+        target: Reaction,
+        *,
+        mask: Tensor | None,
+        kl: Tensor | None,
+        alternative: Reaction | None,
+        distributions: list[Distribution],
+        true_draw: Tensor | None,
     ) -> dict[str, Tensor]:
         """The backbone's own loss.
 
@@ -249,6 +301,8 @@ class Backbone(nn.Module, ABC):
             mask: (B, T) bool, frames of the target that count; None = all.
             kl: scalar, mean over clips and segments of `Sample.kl`.
             alternative: a second reaction (B, K, T, ...) without gradient, when `alternative_weight` is not 0.
+            distributions: Z of each segment (in training of the fusion that went on).
+            true_draw: what the method of that name gave for the target.
 
         Returns:
             Scalars by name; `backbone` is their weighted sum.
@@ -266,6 +320,25 @@ class Backbone(nn.Module, ABC):
             return whole if rest == 0 else nn.functional.pad(whole, (0, 0, 0, rest))
 
         return Reaction(cat([p.coefficients for p in pieces]), cat([p.emotion for p in pieces]))
+
+    def stage_parameters(self, stage: str) -> Iterable[nn.Parameter]:
+        """The parameters that are trained in a stage of `stages`; everything else rests."""
+        raise ValueError(f"{type(self).__name__} has no stage {stage!r}; it has {', '.join(self.stages) or 'none before its own'}")
+
+    def stage_loss(self, stage: str, target: Reaction, *, mask: Tensor | None, progress: float, seed: Tensor | None) -> dict[str, Tensor]:
+        """The loss of a stage of `stages`, which learns from the listener alone.
+
+        Args:
+            stage: its name.
+            target: (B, T, ...).
+            mask: (B, T) bool, frames of the target that count; None = all.
+            progress: share of the stage's epochs that is done, 0 to below 1; 0 in evaluation.
+            seed: int64 (B,), for dropout; None outside training.
+
+        Returns:
+            Scalars by name; `total` is minimised.
+        """
+        raise ValueError(f"{type(self).__name__} has no stage {stage!r}; it has {', '.join(self.stages) or 'none before its own'}")
 
     def map_official(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published weights under this module's names; a backbone without published weights refuses."""

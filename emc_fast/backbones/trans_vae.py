@@ -14,7 +14,7 @@ from ..nn.noise import BACKBONE, Dropout
 from ..nn.positions import SinusoidalPositions
 from ..nn.transformer import DecoderLayer, EncoderLayer
 from ..ops import streams
-from .base import Backbone, Distribution, Gaussian, Reaction, Sample, Segment
+from .base import Backbone, Distribution, Gaussian, Past, Reaction, Sample, Segment
 from .options import TransVAEOptions
 from .video_encoder import VideoEncoder
 
@@ -91,7 +91,13 @@ class TransVAE(Backbone):
         return [Segment(i, 0, i * w, (i + 1) * w) for i in range(frames // w)]
 
     def encode(
-        self, face: Tensor | None, speech: Tensor | None, *, face_mask: Tensor | None, speech_mask: Tensor | None
+        self,
+        face: Tensor | None,
+        speech: Tensor | None,
+        *,
+        face_mask: Tensor | None,
+        speech_mask: Tensor | None,
+        seed: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Image encoder or linear layer for the face, linear layer for speech; see `Backbone.encode`."""
         u_face = None
@@ -104,7 +110,7 @@ class TransVAE(Backbone):
         return self.fusion(torch.cat((face, speech), dim=-1))
 
     def distribution(
-        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+        self, fused: Tensor, *, segment: Segment, draws: int, key_mask: Tensor | None, past: Past | None, seed: Tensor | None
     ) -> Gaussian:
         """(mu, logvar) (B, J, d): the first two rows of one encoder layer over [mu token, logvar token, sequence].
 
@@ -114,7 +120,7 @@ class TransVAE(Backbone):
         if self.online:
             reaction = fused.new_zeros(rows, frames, REACTION_3DMM_DIM + REACTION_EMOTION_DIM)
             if past is not None:
-                so_far = torch.cat(past, dim=-1).to(fused.dtype)
+                so_far = torch.cat((past.coefficients, past.emotion), dim=-1).to(fused.dtype)
                 reaction = torch.cat((so_far, reaction[:, so_far.shape[1] :]), dim=1)
             fused = self.past_fusion(torch.cat((fused, reaction), dim=-1))
         x = self.vae_input(fused)
@@ -137,7 +143,7 @@ class TransVAE(Backbone):
         return Sample(z, kl.mean((1, 2)) / mu.shape[-1])
 
     def decode(
-        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Reaction | None, seed: Tensor | None
+        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Past | None, seed: Tensor | None
     ) -> Reaction:
         """Positions through both decoder layers and the heads; see `Backbone.decode`."""
         rows = memory.shape[0]
@@ -158,7 +164,15 @@ class TransVAE(Backbone):
         return Reaction(coefficients, self.emotion_head(torch.cat((coefficients, hidden.to(coefficients.dtype)), dim=-1)))
 
     def loss(
-        self, prediction: Reaction, target: Reaction, *, mask: Tensor | None, kl: Tensor | None, alternative: Reaction | None
+        self,
+        prediction: Reaction,
+        target: Reaction,
+        *,
+        mask: Tensor | None,
+        kl: Tensor | None,
+        alternative: Reaction | None,
+        distributions: list[Distribution],
+        true_draw: Tensor | None,
     ) -> dict[str, Tensor]:
         """The published loss: three mean squared errors, `kl_p` times the KL, `div_p` times the diversity term."""
         cut = EXPRESSION_COEFFICIENTS

@@ -63,13 +63,13 @@ class Toy(Backbone):
         self.face, self.speech = nn.Linear(config.face_dim, d), nn.Linear(config.speech_dim, d)
         self.heads = nn.Linear(d, 83)
 
-    def encode(self, face, speech, *, face_mask, speech_mask):
+    def encode(self, face, speech, *, face_mask, speech_mask, seed):
         return None if face is None else self.face(face), None if speech is None else self.speech(speech)
 
     def fuse(self, face, speech, *, key_mask, seed):
         return face + speech
 
-    def loss(self, prediction, target, *, mask, kl, alternative):
+    def loss(self, prediction, target, *, mask, kl, alternative, distributions, true_draw):
         assert kl is None
         assert alternative is None
         pairs = zip(prediction, target, strict=True)
