@@ -15,6 +15,7 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import CheckpointError
+from ..ops._library import native
 from .checkpoint import STATE_FILE, read_json, recover, write_json
 from .config import TrainConfig
 
@@ -131,6 +132,7 @@ def describe_environment(*, device: str, processes: int, seed: int) -> dict[str,
         "device": device,
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "instruction_set": native().isa,
         "processes": processes,
         "seed": seed,
         "command": shlex.join(sys.argv),

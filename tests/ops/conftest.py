@@ -24,12 +24,14 @@ def _library() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quiet_threads() -> Iterator[None]:
-    """One thread unless a test asks for more, and the seed of the test's own choice."""
-    threads = torch.get_num_threads()
+    """One thread unless a test asks for more, and the seed of the test's own choice; the instruction set is left as it was found."""
+    threads, isa = torch.get_num_threads(), native().isa
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+    # Tests that follow in this process would compute other bits, and the one that compares with a fresh process would fail.
+    assert native().isa == isa, "this test left another instruction set in use than it found"
 
 
 @pytest.fixture(params=targets(), ids=str)

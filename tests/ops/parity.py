@@ -19,12 +19,24 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from emc_fast.errors import BackendError
 from emc_fast.ops import use_backend
 from emc_fast.ops._library import has_kernel, native
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Function = Callable[..., Any]
 Inputs = Mapping[str, Tensor | None]
+
+
+def needs_for_isa(isa: str) -> str:
+    """What a processor would need to run the kernels of an instruction set, or the empty string; the one in use stays in use."""
+    library, before = native(), native().isa
+    try:
+        library.set_isa(isa)
+    except BackendError:
+        return f"needs a processor with {'AVX-512' if isa == 'v4' else 'AVX2'}"
+    library.set_isa(before)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,7 @@ class Target:
         """What a machine would need to run it, or the empty string."""
         if self.device == "cuda" and not torch.cuda.is_available():
             return "needs a CUDA device"
-        if self.isa and native().handle.emc_fast_set_isa(self.isa.encode()):
-            return f"needs a processor with {'AVX-512' if self.isa == 'v4' else 'AVX2'}"
-        return ""
+        return needs_for_isa(self.isa) if self.isa else ""
 
 
 def targets() -> list[Any]:

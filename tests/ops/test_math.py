@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emc_fast.ops._library import native
+from .parity import needs_for_isa
 
 CPU = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
 FLAGS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
@@ -40,10 +40,8 @@ def lib(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     isa: str = request.param
-    before = native().isa
-    if native().handle.emc_fast_set_isa(isa.encode()):
-        pytest.skip(f"needs a processor with {'AVX-512' if isa == 'v4' else 'AVX2'}")
-    native().set_isa(before)
+    if reason := needs_for_isa(isa):
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp(isa)
     (folder / "math.cpp").write_text(SOURCE)
     options = ["-std=gnu++17", "-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fPIC", "-shared"]

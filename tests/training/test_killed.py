@@ -13,6 +13,8 @@ import time
 import torch
 from training_helpers import environment, same, weights
 
+from emc_fast.training import train
+
 
 def start(*arguments) -> subprocess.Popen:
     env = environment(OMP_NUM_THREADS=str(torch.get_num_threads()))
@@ -35,11 +37,6 @@ def wait_for_step(process, run, step) -> None:
         time.sleep(0.005)
 
 
-def finish(process) -> None:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
-
-
 def test_killed_at_a_random_moment_it_goes_on_bit_for_bit(small, tmp_path):
     settings = {"epochs": 8, "checkpoint_every": 1, "log_every": 1}
     config = small("killed", **settings)
@@ -54,16 +51,10 @@ def test_killed_at_a_random_moment_it_goes_on_bit_for_bit(small, tmp_path):
     assert process.returncode == -signal.SIGKILL
     killed_at = steps_done(run)
     assert 4 <= killed_at < 24
-    # Each in a process of its own, as the killed one was: what other tests did to this process (threads, say) is not in question.
-    uninterrupted = small("whole", **settings)
-    (tmp_path / "whole.json").write_text(json.dumps(uninterrupted.to_dict()))
-    finish(start("train", "--resume", "--out", config.out))
-    finish(start("train", "--config", tmp_path / "whole.json", "--out", uninterrupted.out))
-    whole, resumed = tmp_path / "whole" / "checkpoints" / "last", run / "checkpoints" / "last"
-    assert same(weights(whole), weights(resumed))
-    states = [json.loads((last / "state.json").read_text()) for last in (whole, resumed)]
-    assert states[0]["history"] == states[1]["history"]
-    assert states[0]["best"] == states[1]["best"]
+    resumed = train(config, resume=True)
+    whole = train(small("whole", **settings))
+    assert same(weights(whole.paths.last), weights(resumed.paths.last))
+    assert (whole.history, whole.best) == (resumed.history, resumed.best)
     assert sorted(os.listdir(run / "checkpoints")) == ["best", "last"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_helpers import environment, weights
 
 from emc_fast.training import train
@@ -52,8 +53,6 @@ def test_gradients_are_those_of_the_doubled_batch(small, tmp_path):
     config = small("two", batch_size=2)
     (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
     launch(WORKER, tmp_path / "settings.json", tmp_path / "gradients")
-    from safetensors.torch import load_file
-
     shares = [load_file(tmp_path / f"gradients-{rank}.safetensors") for rank in range(2)]
     expected = first_gradients(small("one", batch_size=4))
     assert shares[0].keys() == shares[1].keys() == expected.keys()
@@ -73,13 +72,17 @@ def test_a_run_of_two_processes_is_that_of_one_and_one_of_them_writes(small, tmp
     assert (state["step"], state["batch"]) == (other["step"], other["batch"]) == (6, 4)
     assert state["history"][-1]["validation"]["total"] == pytest.approx(other["history"][-1]["validation"]["total"], rel=1e-3)
     a, b = weights(run / "checkpoints" / "last"), weights(whole.paths.last)
-    # Adam turns a gradient that is little but rounding into steps of full size, so single weights may part (a key's bias moves no attention
-    # at all, its gradient is rounding alone); all of them together must have gone the same way.
-    start = Trainer(small("start", batch_size=4)).model.state_dict()
-    names = [name for name in a if not name.endswith("key.bias")]
-    apart = torch.stack([(a[name] - b[name]).norm() for name in names]).norm()
-    moved = torch.stack([(b[name] - start[name]).norm() for name in names]).norm()
-    assert apart < 2e-3 * moved, f"the two runs are {float(apart):.3g} apart after moving by {float(moved):.3g}"
+    optimizer = load_file(whole.paths.last / "optimizer.safetensors")
+    rms = {name: optimizer[f"exp_avg_sq/{name}"].sqrt() for name in a if f"exp_avg_sq/{name}" in optimizer}
+    assert all(torch.equal(a[name], b[name]) for name in a.keys() - rms.keys())  # never trained
+    apart = torch.cat([(a[name] - b[name]).abs().flatten() for name in rms])
+    gradient = torch.cat([value.flatten() for value in rms.values()])
+    # Adam makes steps of full size out of gradients that are rounding alone, as that of a key's bias, which moves no attention: entries
+    # with less than a millionth of the largest gradient may part, as far as six steps reach. All others agree to a hundredth of one step.
+    rounding = gradient < 1e-6 * gradient.max()
+    assert rounding.float().mean() < 0.12
+    assert apart[~rounding].max() < 1e-2 * config.lr
+    assert apart.max() <= 2 * 6 * config.lr
     assert len(list((run / "tensorboard").glob("events.*"))) == 1
     assert len([line for line in (run / "log.jsonl").read_text().splitlines() if '"validation"' in line]) == 2
     (start,) = json.loads((run / "environment.json").read_text())["starts"]
