@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ._version import __version__
 from .config import EMCConfig
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def load_checked(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -44,81 +46,129 @@ def load_checked(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 class CheckpointMixin:
-    """The two hooks of huggingface_hub's mixin, and the checks that it leaves out. Stands before that mixin among the bases."""
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` as users of huggingface_hub know them.
+
+    The Hub's own mixin would be a base class, and importing it takes longer than everything else of this package: here the Hub is imported
+    when it is used.
+    """
 
     config: EMCConfig
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write config.json, model.safetensors and a model card to a directory, made if it is not there.
+
+        Each file is written aside and renamed: a reader never sees half of one, and what stood there before stays if a write fails.
+        """
         from safetensors.torch import save_file
 
         assert isinstance(self, nn.Module)
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        # Written aside and renamed: a reader never sees half a file.
-        aside = save_directory / (WEIGHTS + ".partial")
-        save_file(tensors, aside, metadata={"format": "pt", "emc_fast_config": self.config.digest()})
-        os.replace(aside, save_directory / WEIGHTS)
-        aside = save_directory / (CONFIG + ".partial")
-        aside.write_text(json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, save_directory / CONFIG)
+        metadata = {"format": "pt", "emc_fast_config": self.config.digest()}
+        config = json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n"
+        _replace(directory / WEIGHTS, lambda aside: save_file(tensors, aside, metadata=metadata))
+        _replace(directory / CONFIG, lambda aside: aside.write_text(config, encoding="utf-8"))
+        if not (directory / CARD).exists():  # the user may have written a better one
+            _replace(directory / CARD, lambda aside: aside.write_text(_card(self.config), encoding="utf-8"))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str = "Upload model", **kwargs: Any
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository on the Hub, made if it is not there; returns the commit's address.
+
+        Args:
+            repo_id: "user/name".
+            private: whether a new repository is private; None = as the account has it.
+            token: of the account; None = the one that `hf auth login` stored.
+            commit_message: of the commit.
+            **kwargs: those of `huggingface_hub.HfApi.upload_folder` (`revision`, `create_pr`, ...).
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=commit_message, **kwargs)
+        return str(commit)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, map_location: str = "cpu", **kwargs: Any) -> Self:
         """A model from a directory written by `save_pretrained`, or from the Hub, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a directory with config.json and model.safetensors, or the name of a Hub repository.
-            **kwargs: `map_location` (device, default cpu), and those of huggingface_hub (`revision`, `cache_dir`, `token`, ...).
+            map_location: device of the model.
+            **kwargs: for a Hub repository those of `huggingface_hub.hf_hub_download` (`revision`, `cache_dir`, `token`, ...).
 
         Raises:
             CheckpointError: a file that is missing, damaged, or made for another configuration, by name.
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
-            read_config(path / CONFIG)
+            config_file, weights_file = path / CONFIG, path / WEIGHTS
+            if kwargs:
+                raise TypeError(f"from_pretrained takes no {', '.join(sorted(kwargs))} for a directory")
         elif path.is_absolute() or path.exists():
             raise CheckpointError(f"{path} is not a checkpoint directory (one with {CONFIG} and {WEIGHTS})")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
-        config: Any = None,
-        **unknown: Any,
-    ) -> Self:
-        for name in ("proxies", "resume_download"):  # handed over by releases before 1.0, and not needed
-            unknown.pop(name, None)
-        if unknown:
-            raise TypeError(f"from_pretrained takes no {', '.join(sorted(unknown))}")
-        if config is None:
-            raise CheckpointError(f"{model_id} has no {CONFIG}, so there is no telling what model it holds")
-        if os.path.isdir(model_id):
-            file = os.path.join(model_id, WEIGHTS)
         else:
-            from huggingface_hub import hf_hub_download
-
-            file = hf_hub_download(
-                repo_id=model_id, filename=WEIGHTS, revision=revision, cache_dir=cache_dir,
-                force_download=force_download, token=token, local_files_only=local_files_only,
-            )  # fmt: skip
-        model = cls(config)  # type: ignore[call-arg]
+            config_file, weights_file = _download(str(pretrained_model_name_or_path), **kwargs)
+        model = cls(read_config(config_file))  # type: ignore[call-arg]
         assert isinstance(model, nn.Module)
         model.to(map_location)
-        tensors, digest = read_weights(file, map_location)
-        load_checked(model, tensors, file)
+        tensors, digest = read_weights(weights_file, map_location)
+        load_checked(model, tensors, str(weights_file))
         if digest is not None and digest != model.config.digest():
             raise CheckpointError(
-                f"{file} was saved with another configuration ({digest}) than the {CONFIG} beside it ({model.config.digest()}); "
+                f"{weights_file} was saved with another configuration ({digest}) than the {CONFIG} beside it ({model.config.digest()}); "
                 "restore the file that it was saved with"
             )
         return model.eval()
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    aside = file.with_name(file.name + ".partial")
+    try:
+        write(aside)
+        os.replace(aside, file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _card(config: EMCConfig) -> str:
+    kind = f"{config.backbone} {'with EMC' if config.emc else 'without EMC'}"
+    return f"""---
+library_name: emc_fast
+tags:
+- facial-reaction-generation
+---
+
+A model of facial reactions ({kind}), saved by emc_fast {__version__}.
+
+```python
+from emc_fast import EMCModel
+
+model = EMCModel.from_pretrained("this directory or repository")
+```
+"""
+
+
+def _download(repo_id: str, **kwargs: Any) -> tuple[Path, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return tuple(Path(hf_hub_download(repo_id, name, **kwargs)) for name in (CONFIG, WEIGHTS))  # type: ignore[return-value]
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo_id!r} is neither a directory here nor the name of a Hub repository ({error})") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{repo_id!r} is no directory here, and the Hub has no such repository (or not for this token)") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{repo_id!r} is no directory here, it is not in the Hub's cache, and the Hub cannot be reached") from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"the Hub repository {repo_id!r} is no checkpoint: it lacks {CONFIG} or {WEIGHTS}") from error
 
 
 def read_config(file: Path) -> EMCConfig:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .backbones import build_backbone
@@ -37,7 +36,7 @@ class EMCOutput:
     losses: dict[str, Tensor] | None = None
 
 
-class EMCModel(nn.Module, CheckpointMixin, PyTorchModelHubMixin, library_name="emc_fast", tags=["facial-reaction-generation"]):
+class EMCModel(nn.Module, CheckpointMixin):
     """A backbone, with EMC or without, as `config` says.
 
     Args:

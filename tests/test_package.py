@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,8 +37,9 @@ def test_readme_links_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
 
 
-def test_import_costs_little_beyond_torch():
-    program = "import time, torch; t = time.perf_counter(); import emc_fast, emc_fast.ops; print(time.perf_counter() - t)"
+@pytest.mark.parametrize("use", ["emc_fast.ops", "emc_fast.EMCModel"])
+def test_import_costs_little_beyond_torch(use):
+    program = f"import time, torch; t = time.perf_counter(); import emc_fast; {use}; print(time.perf_counter() - t)"
     seconds = [float(run("-c", program).stdout) for _ in range(3)]
     assert statistics.median(seconds) < 0.5, f"{seconds} s beyond torch's own import"
 

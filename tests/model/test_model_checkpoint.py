@@ -104,3 +104,54 @@ def test_a_write_that_fails_leaves_the_old_weights(saved, monkeypatch):
         model.save_pretrained(path)
     assert (path / "model.safetensors").read_bytes() == before
     shutil.rmtree(path)
+
+
+def test_a_name_is_looked_for_on_the_hub(saved, monkeypatch):
+    model, path = saved
+    asked = []
+
+    def download(repo_id, name, **kwargs):
+        asked.append((repo_id, name, kwargs))
+        return str(path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert EMCModel.from_pretrained("lab/reactions", revision="v2").config == model.config
+    assert asked == [("lab/reactions", name, {"revision": "v2"}) for name in ("config.json", "model.safetensors")]
+    with pytest.raises(TypeError, match="revision"):
+        EMCModel.from_pretrained(path, revision="v2")
+
+
+def test_what_the_hub_does_not_have_is_one_error(tmp_path):
+    with pytest.raises(CheckpointError, match="'lab/reactions' is no directory here, it is not in the Hub's cache"):
+        EMCModel.from_pretrained("lab/reactions", local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="'no/such/place' is neither a directory here nor the name of a Hub repository"):
+        EMCModel.from_pretrained("no/such/place")
+
+
+def test_what_is_pushed_is_a_checkpoint(monkeypatch):
+    import huggingface_hub
+
+    model, pushed = build(), {}
+
+    def create(api, repo_id, **kwargs):
+        pushed.update(repo_id=repo_id, **kwargs)
+        return huggingface_hub.RepoUrl(f"https://hub.invalid/{repo_id}", endpoint="https://hub.invalid")
+
+    def upload(api, *, repo_id, folder_path, **kwargs):
+        card = huggingface_hub.ModelCard.load(f"{folder_path}/README.md")
+        pushed.update(config=EMCModel.from_pretrained(folder_path).config, card=card.data, **kwargs)
+        return "the commit"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    assert model.push_to_hub("lab/reactions", private=True, revision="next") == "the commit"
+    assert (pushed["repo_id"], pushed["private"], pushed["revision"], pushed["config"]) == ("lab/reactions", True, "next", model.config)
+    assert (pushed["card"].library_name, pushed["card"].tags) == ("emc_fast", ["facial-reaction-generation"])
+
+
+def test_a_card_that_the_user_wrote_stays(saved):
+    model, path = saved
+    (path / "README.md").write_text("mine")
+    model.save_pretrained(path)
+    assert (path / "README.md").read_text() == "mine"
+    assert not list(path.glob("*.partial"))
