@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import build_backbone
-from .backbones.base import Distribution, Reaction
+from .backbones.base import Distribution, Listeners, Reaction
 from .checkpoint import CheckpointMixin, load_checked
 from .config import EMCConfig
 from .nn.emc import EMC
@@ -47,7 +47,7 @@ class EMCModel(nn.Module, CheckpointMixin):
         super().__init__()
         self.config = config if isinstance(config, EMCConfig) else EMCConfig.from_dict(config)
         self.backbone = build_backbone(self.config)
-        self.emc = EMC(self.config) if self.config.emc else None
+        self.emc = EMC(self.config, self.backbone) if self.config.emc else None
 
     def forward(
         self,
@@ -64,6 +64,8 @@ class EMCModel(nn.Module, CheckpointMixin):
         target_3dmm: Tensor | None = None,
         target_emotion: Tensor | None = None,
         target_available: Tensor | None = None,
+        appropriate_emotion: Tensor | None = None,
+        appropriate_available: Tensor | None = None,
         validate: bool = True,
     ) -> EMCOutput:
         """Draw `num_samples` reactions to each clip; with targets, also compute the losses.
@@ -83,6 +85,9 @@ class EMCModel(nn.Module, CheckpointMixin):
                 seed: it does not depend on its batch mates, and draw k does not depend on K.
             target_3dmm: (B, T, 58), target_emotion: (B, T, 25): the listener's real reaction.
             target_available: (B, T) bool, frames of the target that count; None = all.
+            appropriate_emotion: (B, T, J, 25), in training the reactions of J listeners that are appropriate for the speaker, for
+                backbones that learn from them (REGNN); others do not look at them. None = the target is the only one.
+            appropriate_available: (B, T, J) bool, where they are there; None = everywhere.
             validate: check contents too (host synchronisations); False for latency, CUDA graphs and torch.compile.
 
         Returns:
@@ -97,7 +102,8 @@ class EMCModel(nn.Module, CheckpointMixin):
         inputs = prepare(
             self.config, face=face, speech=speech, face_emotion=face_emotion, speech_emotion=speech_emotion,
             face_available=face_available, speech_available=speech_available, lengths=lengths, target_3dmm=target_3dmm,
-            target_emotion=target_emotion, target_available=target_available, training=learn, validate=validate,
+            target_emotion=target_emotion, target_available=target_available, appropriate_emotion=appropriate_emotion,
+            appropriate_available=appropriate_available, training=learn, validate=validate,
         )  # fmt: skip
         self.backbone.check_frames(inputs.frames)
         target = None
@@ -105,20 +111,32 @@ class EMCModel(nn.Module, CheckpointMixin):
             target = Reaction(inputs.target_3dmm, inputs.target_emotion)
         walk = Pass(self, inputs, num_samples, resolve_seed(seed, inputs.batch, inputs.device), learn=learn)
         result = walk.run(target)
+        if validate:
+            self.backbone.check_result()
         losses = None if target is None else self._losses(walk, result, target, learn)
-        return EMCOutput(*result.reaction, tuple(result.distributions), losses)
+        return EMCOutput(*result.reaction, tuple(step.distribution for step in result.steps), losses)
 
     def _losses(self, walk: Pass, result: Result, target: Reaction, learn: bool) -> dict[str, Tensor]:
         """Every term by name, and `total` (eq. 10): the backbone's loss, and in training EMC's terms by their weights."""
         terms = dict(result.terms)
-        alternative = None
-        if learn and self.backbone.alternative_weight > 0:
-            with torch.no_grad():
-                alternative = walk.again().run(target).reaction
-        own = self.backbone.loss(
-            result.reaction, target, mask=walk.inputs.target_mask, kl=terms.pop("segment_kl", None), alternative=alternative,
-            distributions=result.distributions, true_draw=result.true_draw,
-        )  # fmt: skip
+        kl = terms.pop("segment_kl", None)
+        mask = walk.inputs.target_mask
+        own = None
+        if learn:
+            x = walk.inputs
+            listeners = None
+            if x.appropriate_emotion is not None and x.appropriate_mask is not None:
+                listeners = Listeners(x.appropriate_emotion, x.appropriate_mask)
+            own = self.backbone.training_loss(result.steps, target, mask=mask, listeners=listeners)
+        if own is None:
+            alternative = None
+            if learn and self.backbone.alternative_weight > 0:
+                with torch.no_grad():
+                    alternative = walk.again().run(target).reaction
+            own = self.backbone.loss(
+                result.reaction, target, mask=mask, kl=kl, alternative=alternative,
+                distributions=[step.distribution for step in result.steps], true_draw=result.true_draw,
+            )  # fmt: skip
         total = own["backbone"]
         cfg = self.config
         for name, weight in (("align", cfg.l_align), ("cma_kl", cfg.l_kl), ("fusion", cfg.l_fusion)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .backbones.base import Distribution, Past, Reaction, Segment
+from .backbones.base import Distribution, Past, Reaction, Segment, Step
 from .losses import masked_mean
 from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
 from .nn.emotion import Emotion, EmotionView, pick_emotion
@@ -24,10 +24,10 @@ _SEGMENT, _SECOND_PASS = 16, 1 << 20
 
 
 class Result(NamedTuple):
-    """What a pass gives: the reaction (B, K, T, ...), a distribution per segment, loss terms by name, and the target's own draw."""
+    """What a pass gives: the reaction (B, K, T, ...), the steps that it came from, loss terms by name, and the target's own draw."""
 
     reaction: Reaction
-    distributions: list[Distribution]
+    steps: list[Step]
     terms: dict[str, Tensor]
     true_draw: Tensor | None
 
@@ -58,9 +58,10 @@ class Pass:
         # what comes before them are computed by themselves.
         spans = [(s.first, s.stop) for s in self.segments]
         single = spans == [(0, inputs.frames)]
-        self.encode_once = single or (self.backbone.prefix_stable and all(first == 0 for first, _ in spans))
+        stable = self.backbone.prefix_stable and all(first == 0 for first, _ in spans)
+        self.encode_once = single or stable or self.backbone.framewise
         looks_ahead = self.emc is not None and model.config.ea == "attention" and not model.config.causal
-        self.enhance_once = single or (self.encode_once and not looks_ahead)
+        self.enhance_once = single or (stable and not looks_ahead)
         self.encoded: tuple[Tensor | None, Tensor | None] | None = None if first is None else first.encoded
         self.pick: Tensor | None = None if not self.learn else self._draw_pick() if first is None else first.pick
         self.views = self._emotion_views()
@@ -76,8 +77,10 @@ class Pass:
     def run(self, target: Reaction | None = None) -> Result:
         """Walk through the segments; `target` (B, T, ...) stands in for the past where the backbone is taught by it."""
         x, backbone, draws = self.inputs, self.backbone, self.draws
+        backbone.begin()
         pieces: list[Reaction] = []
-        distributions: list[Distribution] = []
+        steps: list[Step] = []
+        present: list[Tensor | None] = []
         fusions: list[list[Distribution]] = []
         kls: list[Tensor] = []
         counts: list[Tensor | None] = []
@@ -93,16 +96,24 @@ class Pass:
             sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
             values = sample.values.flatten(0, 1)
             drawn = values if sample.drawn is None else sample.drawn.flatten(0, 1)
-            within = None if x.valid is None else x.valid[:, segment.begin : segment.stop]
+            within = self._within(segment)
             seed = self._segment_seed(segment)
             memory = values
             emotion = self._sample_emotion(streams)
             if self.emc is not None and emotion is not None:
                 memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
             folded = None if within is None else within.repeat_interleave(draws, 0)
-            piece = backbone.decode(memory, drawn, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws))
-            pieces.append(piece if folded is None else self._zero(piece, folded, counted))
-            distributions.append(distribution)
+            piece = backbone.decode(
+                memory, drawn, distribution=distribution, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws)
+            )
+            if folded is not None:
+                # 0 beyond a clip's length, and in segments that the clip has no part in
+                folded = folded if counted is None else folded & counted.repeat_interleave(draws, 0)[:, None]
+                piece = Reaction(*(torch.where(folded[..., None], t, 0) for t in piece))
+            pieces.append(piece)
+            present.append(folded)
+            within = within if within is None or counted is None else within & counted[:, None]
+            steps.append(Step(segment, distribution, memory.unflatten(0, (x.batch, draws)), within))
             if sample.kl is not None:
                 kls.append(sample.kl)
                 counts.append(counted)
@@ -112,16 +123,16 @@ class Pass:
                 else:
                     if sample.drawn is not None:
                         so_far.append(drawn)
-                    reaction = backbone.join(pieces, self.segments[: segment.index + 1], segment.stop)
+                    reaction = backbone.join(pieces, self.segments[: segment.index + 1], segment.stop, within=present)
                     past = Past(*reaction, torch.cat(so_far, dim=1) if so_far else None)
-        joined = backbone.join(pieces, self.segments, x.frames)
+        joined = backbone.join(pieces, self.segments, x.frames, within=present)
         reaction = Reaction(*(t.view(x.batch, draws, *t.shape[1:]) for t in joined))
         if kls:
             mask = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
             self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
         if fusions:
             self.terms["fusion"] = self._fusion_loss(fusions)
-        return Result(reaction, distributions, self.terms, true_draw)
+        return Result(reaction, steps, self.terms, true_draw)
 
     # One segment
 
@@ -152,11 +163,12 @@ class Pass:
         options = [type(fusions[0][0]).join([segment[i] for segment in fusions]) for i in (REAL, COMP_FACE, COMP_SPEECH)]
         mask = None
         if self.inputs.valid is not None:
-            valid = self.inputs.valid
+            counted = [self._counted(s) for s in self.segments]
             if fusions[0][0].per_frame:
-                mask = torch.cat([valid[:, s.begin : s.stop] for s in self.segments], dim=1)
+                parts = [self._within(s) for s in self.segments]
+                mask = torch.cat([p & c[:, None] for p, c in zip(parts, counted, strict=True) if p is not None and c is not None], dim=1)
             else:
-                mask = torch.stack([valid[:, self._last(s)] for s in self.segments], dim=1)
+                mask = torch.stack([c for c in counted if c is not None], dim=1)
         return options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=mask, reduction=self.model.config.reduction)
 
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
@@ -286,18 +298,12 @@ class Pass:
         """Seeds of the dropout in one segment."""
         return seed_variant(self.dropout_seeds, _SEGMENT + segment.index if segment.index else 0)
 
+    def _within(self, segment: Segment) -> Tensor | None:
+        """(B, segment.frames) frames of the segment within the clips' lengths; None = all."""
+        return None if self.inputs.valid is None else self.inputs.valid[:, segment.begin : segment.stop]
+
     def _counted(self, segment: Segment) -> Tensor | None:
         """(B,) clips that this segment is a part of; None = all."""
         if self.inputs.valid is None:
             return None
-        return self.inputs.valid[:, self._last(segment)]
-
-    def _last(self, segment: Segment) -> int:
-        """The frame that a clip must have to take part in a segment."""
-        return segment.stop - 1 if self.backbone.whole_segments else segment.begin
-
-    def _zero(self, piece: Reaction, within: Tensor, counted: Tensor | None) -> Reaction:
-        """0 beyond a clip's length."""
-        if self.backbone.whole_segments and counted is not None:
-            within = within & counted.repeat_interleave(self.draws, 0)[:, None]
-        return Reaction(*(torch.where(within[..., None], t, 0) for t in piece))
+        return self.inputs.valid[:, self.backbone.needed_frame(segment)]

@@ -172,13 +172,36 @@ class Sample(NamedTuple):
     drawn: Tensor | None = None
 
 
+class Listeners(NamedTuple):
+    """The reactions that are appropriate for a speaker, in his frames: `emotion` (B, T, J, 25), `available` (B, T, J) bool."""
+
+    emotion: Tensor
+    available: Tensor
+
+
+class Step(NamedTuple):
+    """What a segment came to in training.
+
+    `memory` (B, K, M, ...) is the sample as it left S-EA, with its graph, or as it was drawn where there is none (M = 1 for one vector
+    that nothing has spread over the frames); `within` (B, segment.frames) bool are the frames that belong to a clip, None = all.
+    """
+
+    segment: Segment
+    distribution: Distribution
+    memory: Tensor
+    within: Tensor | None
+
+
 class Backbone(nn.Module, ABC):
     """Base class of backbones; see docs/model.md, "Another backbone".
 
     Attributes:
-        d_model: width of both encoded streams and of the fused sequence.
+        d_model: width of both encoded streams.
+        fused_dim: width of the fused sequence; None = `d_model`.
+        sample_dim: width of the sample and of what S-EA gives; None = `d_model`. S-EA itself is as wide as `d_model`.
         prefix_stable: `encode` and `fuse` of a clip's first frames are the first frames of the whole clip's, so that a model that
             walks through a clip may compute them once. Not so where a statistic runs over the clip.
+        framewise: `encode` looks at one frame at a time, so that it may be computed once whatever the segments.
         autoregressive: later segments see the reaction so far.
         teacher_forcing: in training they see the target instead of it.
         likelihood: the loss is the likelihood of the target under its own past, so that a taught backbone sees the target
@@ -189,7 +212,10 @@ class Backbone(nn.Module, ABC):
     """
 
     d_model: int
+    fused_dim: int | None = None
+    sample_dim: int | None = None
     prefix_stable: bool = True
+    framewise: bool = False
     autoregressive: bool = False
     teacher_forcing: bool = False
     likelihood: bool = False
@@ -205,6 +231,16 @@ class Backbone(nn.Module, ABC):
     def segments(self, frames: int) -> list[Segment]:
         """The steps through a clip; one over everything unless the backbone says otherwise."""
         return [Segment(0, 0, 0, frames)]
+
+    def needed_frame(self, segment: Segment) -> int:
+        """The frame that a clip must have to take part in a segment."""
+        return segment.stop - 1 if self.whole_segments else segment.begin
+
+    def begin(self) -> None:
+        """Called once before the segments of a batch: the place for what depends on the weights alone."""
+
+    def check_result(self) -> None:
+        """Called after a batch where contents are checked (`validate`); raise if a computation did not come to its end."""
 
     def check_frames(self, frames: int) -> None:
         """Refuse a clip that is too short for a single segment."""
@@ -235,7 +271,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def fuse(self, face: Tensor, speech: Tensor, *, key_mask: Tensor | None, seed: Tensor | None) -> Tensor:
-        """Fuse two streams (N, T, d_model) into one (N, T, d_model); `key_mask` (N, T) are the frames that count."""
+        """Fuse two streams (N, T, d_model) into one (N, T, fused_dim); `key_mask` (N, T) are the frames that count."""
 
     @abstractmethod
     def distribution(
@@ -244,7 +280,7 @@ class Backbone(nn.Module, ABC):
         """Z of the fused sequence.
 
         Args:
-            fused: (B * draws, T, d_model), frames `segment.first` to `segment.stop`.
+            fused: (B * draws, T, fused_dim), frames `segment.first` to `segment.stop`.
             segment: a distribution per frame is over its frames from `begin` on.
             draws: J, the draws folded into the batch, side by side.
             key_mask: (B * draws, T) bool or None.
@@ -261,13 +297,22 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def decode(
-        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Past | None, seed: Tensor | None
+        self,
+        memory: Tensor,
+        sample: Tensor,
+        *,
+        distribution: Distribution,
+        segment: Segment,
+        frame_mask: Tensor | None,
+        past: Past | None,
+        seed: Tensor | None,
     ) -> Reaction:
         """The segment's reaction.
 
         Args:
-            memory: (N, M, d_model): the sample as it left S-EA (M = segment.frames), or as it was drawn (original, "w/o EA").
-            sample: (N, ..., d) as it was drawn: `Sample.drawn` where there is one, else `Sample.values`.
+            memory: (N, M, sample_dim): the sample as it left S-EA (M = segment.frames), or as it was drawn (original, "w/o EA").
+            sample: (N, ..., sample_dim) as it was drawn, N = B * K: `Sample.drawn` where there is one, else `Sample.values`.
+            distribution: what it was drawn from, (B, J, ...) with J = 1 or K.
             segment: which frames.
             frame_mask: (N, segment.frames) bool, frames within the clip; None = all.
             past: the reaction so far, (N, begin, ...), or None.
@@ -308,10 +353,30 @@ class Backbone(nn.Module, ABC):
             Scalars by name; `backbone` is their weighted sum.
         """
 
-    def join(self, pieces: list[Reaction], segments: list[Segment], frames: int) -> Reaction:
+    def training_loss(
+        self, steps: list[Step], target: Reaction, *, mask: Tensor | None, listeners: Listeners | None
+    ) -> dict[str, Tensor] | None:
+        """The loss in training of a backbone that is not trained on its reaction; None, as here, stands for `loss`.
+
+        Args:
+            steps: what the segments came to.
+            target: (B, T, ...).
+            mask: (B, T) bool, frames of the target that count; None = all.
+            listeners: the appropriate reactions, None where the batch has none.
+
+        Returns:
+            As `loss`.
+        """
+        return None
+
+    def end_epoch(self, losses: dict[str, float]) -> None:
+        """Called by the trainer with an epoch's mean losses; what a backbone makes of them it keeps in buffers, which are saved."""
+
+    def join(self, pieces: list[Reaction], segments: list[Segment], frames: int, *, within: list[Tensor | None]) -> Reaction:
         """Put the segments' reactions (N, frames, ...) together to (N, T, ...); frames that no segment gives are 0.
 
-        Segments that follow one another are concatenated; a backbone whose segments overlap overrides this.
+        Segments that follow one another are concatenated; a backbone whose segments overlap overrides this. `within` has for each
+        segment the frames (N, segment.frames) that it gives (None = all); in the others the piece is 0.
         """
         rest = frames - segments[-1].stop
 

@@ -143,7 +143,15 @@ class TransVAE(Backbone):
         return Sample(z, kl.mean((1, 2)) / mu.shape[-1])
 
     def decode(
-        self, memory: Tensor, sample: Tensor, *, segment: Segment, frame_mask: Tensor | None, past: Past | None, seed: Tensor | None
+        self,
+        memory: Tensor,
+        sample: Tensor,
+        *,
+        distribution: Distribution,
+        segment: Segment,
+        frame_mask: Tensor | None,
+        past: Past | None,
+        seed: Tensor | None,
     ) -> Reaction:
         """Positions through both decoder layers and the heads; see `Backbone.decode`."""
         rows = memory.shape[0]

@@ -72,34 +72,48 @@ class EMC(nn.Module):
     U-EA's weights are shared by a modality's real and compensated stream, M-EA's by the three fusions; the streams of a module are
     stacked along the batch and go through it in one call, and its emotion branch is computed once per distinct emotion.
 
+    A fused sequence of another width has an M-EA of its own width, which takes the emotion through a linear layer. A sample of
+    another width enters S-EA through one linear layer, and what a second one reads from its output is added to the sample; that
+    one begins at zero, so that an untrained S-EA leaves the sample as it was drawn.
+
     Args:
         config: the model's configuration (`config.emc` is True).
+        backbone: the model's backbone, for its widths.
     """
 
-    def __init__(self, config: EMCConfig) -> None:
+    def __init__(self, config: EMCConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
         d = config.d_model
+        fused_dim = backbone.fused_dim or d
+        sample_dim = backbone.sample_dim or d
 
         def cma(stream: int) -> CompensatoryModalityAlignment:
             return CompensatoryModalityAlignment(
                 d, latent_dim=config.cma_latent_dim, hidden_dim=config.cma_hidden_dim, prior=config.cma_prior, stream=stream
             )
 
-        def ea(stream: int) -> EmotionAwareAttention | EmotionAddNorm | None:
+        def ea(stream: int, width: int = d) -> EmotionAwareAttention | EmotionAddNorm | None:
             if config.ea == "none":
                 return None
             if config.ea == "add_norm":
-                return EmotionAddNorm(d)
-            return EmotionAwareAttention(d, config.num_heads, dropout=config.dropout, norm=config.norm, stream=stream)
+                return EmotionAddNorm(width)
+            return EmotionAwareAttention(width, config.num_heads, dropout=config.dropout, norm=config.norm, stream=stream)
 
         self.cma_face = cma(noise_streams.CMA_FACE)
         self.cma_speech = cma(noise_streams.CMA_SPEECH)
         self.emotion_mlp = None if config.ea == "none" else EmotionMLP(d)
         self.ea_face = ea(EA_FACE)
         self.ea_speech = ea(EA_SPEECH)
-        self.ea_fused = ea(EA_FUSED)
+        self.ea_fused = ea(EA_FUSED, fused_dim)
         self.ea_sample = ea(EA_SAMPLE)
+        self.fused_emotion = nn.Linear(d, fused_dim) if fused_dim != d and self.uses_emotion else None
+        self.sample_in: nn.Linear | None = None
+        self.sample_out: nn.Linear | None = None
+        if sample_dim != d and self.uses_emotion:
+            self.sample_in, self.sample_out = nn.Linear(sample_dim, d), nn.Linear(d, sample_dim)
+            nn.init.zeros_(self.sample_out.weight)
+            nn.init.zeros_(self.sample_out.bias)
         self.positions = SinusoidalPositions(d)
 
     @property
@@ -286,7 +300,7 @@ class EMC(nn.Module):
             speech = speech if draws_speech == draws else speech.repeat_interleave(draws, 0)
         folded = None if mask is None else mask.repeat_interleave(draws, 0)
         fused = backbone.fuse(face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
-        return self.apply_ea(self.ea_fused, [fused], [real.fused], mask, seed, draws=draws), draws
+        return self.apply_ea(self.ea_fused, [fused], self._as_wide_as_fused([real.fused]), mask, seed, draws=draws), draws
 
     def enhance_training(self, streams: Streams, backbone: Backbone, seed: Tensor | None) -> Tensor:
         """U-EA on the four streams, the three fusions, M-EA on them.
@@ -310,7 +324,16 @@ class EMC(nn.Module):
             key_mask=None if mask is None else mask.repeat(3, 1),
             seed=stack_seeds(seed, 3),
         )
-        return self.apply_ea(self.ea_fused, list(fused.chunk(3)), [view.fused for view in views], mask, seed)
+        emotions = self._as_wide_as_fused([view.fused for view in views])
+        return self.apply_ea(self.ea_fused, list(fused.chunk(3)), emotions, mask, seed)
+
+    def _as_wide_as_fused(self, emotions: list[Emotion]) -> list[Emotion]:
+        """Emotions in the width of the fused sequence; those that were one object stay one."""
+        layer = self.fused_emotion
+        if layer is None:
+            return emotions
+        done = {id(emotion): emotion._replace(values=layer(emotion.values)) for emotion in emotions}
+        return [done[id(emotion)] for emotion in emotions]
 
     def select(self, streams: Streams, pick: Tensor) -> Streams:
         """Per clip the streams and emotions of one fusion only, for a pass that needs no other."""
@@ -334,25 +357,26 @@ class EMC(nn.Module):
         """S-EA (eq. 15).
 
         Args:
-            sample: (B, K, N, d); one vector (N = 1) is broadcast over the frames and takes positions.
+            sample: (B, K, N, sample_dim); one vector (N = 1) is broadcast over the frames and takes positions.
             segment: the T frames to be produced.
             emotion: (B, S, d), S >= T, the last frames of both coincide.
             mask: (B, T) bool, frames within the clip.
             seed: int64 (B,), for dropout; None outside training.
 
         Returns:
-            (B * K, T, d).
+            (B * K, T, sample_dim).
         """
         draws = sample.shape[1]
-        sequence = sample
+        sequence = sample if self.sample_in is None else self.sample_in(sample)
         if sample.shape[2] == 1:
-            sequence = sample + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
+            sequence = sequence + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
             wanted = self.config.emotion_positions
             if self.config.window is None if wanted is None else wanted:
                 frames = emotion.values.shape[1]
                 where = self.positions(frames, offset=segment.stop - frames).to(emotion.values.dtype)
                 emotion = emotion._replace(values=emotion.values + where)
-        return self.apply_ea(self.ea_sample, [sequence.flatten(0, 1)], [emotion], mask, seed, draws=draws)
+        enhanced = self.apply_ea(self.ea_sample, [sequence.flatten(0, 1)], [emotion], mask, seed, draws=draws)
+        return enhanced if self.sample_out is None else sample.flatten(0, 1) + self.sample_out(enhanced)
 
 
 _NONE = Emotion(torch.empty(0), None)

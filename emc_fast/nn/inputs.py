@@ -26,6 +26,7 @@ class Inputs:
         has_face, has_speech: (B, T) bool, frames of the clip where the stream is there; None = everywhere.
         target_3dmm, target_emotion: (B, T, ...) or None.
         target_mask: (B, T) bool, frames of the target that count; None = all.
+        appropriate_emotion: (B, T, J, 25) or None. appropriate_mask: (B, T, J) bool where it is there, None without it.
         batch, frames, device: of all of them.
     """
 
@@ -39,6 +40,8 @@ class Inputs:
     target_3dmm: Tensor | None
     target_emotion: Tensor | None
     target_mask: Tensor | None
+    appropriate_emotion: Tensor | None
+    appropriate_mask: Tensor | None
     batch: int
     frames: int
     device: torch.device
@@ -134,6 +137,8 @@ def prepare(
     target_available: Tensor | None,
     training: bool,
     validate: bool,
+    appropriate_emotion: Tensor | None = None,
+    appropriate_available: Tensor | None = None,
 ) -> Inputs:
     """Check a batch and clean it.
 
@@ -159,6 +164,11 @@ def prepare(
     check.sequence("target_3dmm", target_3dmm, (REACTION_3DMM_DIM,))
     check.sequence("target_emotion", target_emotion, (REACTION_EMOTION_DIM,))
     check.sequence("target_available", target_available, (), dtype=torch.bool)
+    check.sequence("appropriate_emotion", appropriate_emotion, (-1, REACTION_EMOTION_DIM))
+    check.sequence("appropriate_available", appropriate_available, (-1,), dtype=torch.bool)
+    if appropriate_available is not None and (appropriate_emotion is None or appropriate_emotion.shape[:3] != appropriate_available.shape):
+        found = "no appropriate_emotion" if appropriate_emotion is None else f"appropriate_emotion {tuple(appropriate_emotion.shape)}"
+        raise DataError(f"appropriate_available {tuple(appropriate_available.shape)} goes with {found}; give both with the same (B, T, J)")
     if (target_3dmm is None) != (target_emotion is None):
         raise DataError("the loss needs target_3dmm and target_emotion; only one of them is given")
     assert check.like is not None
@@ -183,6 +193,10 @@ def prepare(
 
     has_face, has_speech = _both(face_available, valid), _both(speech_available, valid)
     target_mask = _both(target_available, valid)
+    appropriate_mask = None
+    if appropriate_emotion is not None:
+        appropriate_mask = appropriate_emotion.new_ones(appropriate_emotion.shape[:3], dtype=torch.bool)
+        appropriate_mask = _both(_both(appropriate_available, appropriate_mask), None if valid is None else valid[..., None])
     if validate:
         if lengths is not None:
             check.tests.append((f"lengths takes values from 1 to T = {frames}; wrong at {{}}", (lengths < 1) | (lengths > frames)))
@@ -193,6 +207,9 @@ def prepare(
             check.finite("speech_emotion", None if speech is None else speech_emotion, has_speech)
         check.finite("target_3dmm", target_3dmm, target_mask)
         check.finite("target_emotion", target_emotion, target_mask)
+        if appropriate_emotion is not None and appropriate_mask is not None:
+            bad = ~torch.isfinite(appropriate_emotion).all(-1) & appropriate_mask
+            check.tests.append(("appropriate_emotion has NaN or Inf in a frame marked available: {}", bad.any(-1)))
         check.run()
         check.tests.clear()
         # What holds everywhere needs no mask, and a stream without a hole no draws of its compensation.
@@ -214,6 +231,8 @@ def prepare(
         target_3dmm=None if target_3dmm is None else _clean(target_3dmm, target_mask),
         target_emotion=None if target_emotion is None else _clean(target_emotion, target_mask),
         target_mask=target_mask,
+        appropriate_emotion=None if appropriate_emotion is None else _clean(appropriate_emotion, appropriate_mask),
+        appropriate_mask=appropriate_mask,
         batch=batch,
         frames=frames,
         device=device,

@@ -90,10 +90,10 @@ class Windows(Toy):
         z, _ = ops.reparameterize(mu, torch.zeros_like(mu), seed=seed, stream=streams.LATENT, frame_offset=segment.begin)
         return Sample(z, None)
 
-    def decode(self, memory, sample, *, segment, frame_mask, past, seed):
+    def decode(self, memory, sample, *, distribution, segment, frame_mask, past, seed):
         return Reaction(*self.heads(memory).split((58, 25), -1))
 
-    def join(self, pieces, segments, frames):
+    def join(self, pieces, segments, frames, *, within):
         total, count = pieces[0].coefficients.new_zeros(len(pieces[0].coefficients), frames, 83), torch.zeros(frames, 1)
         for piece, s in zip(pieces, segments, strict=True):
             total = total + nn.functional.pad(torch.cat(piece, -1), (0, 0, s.begin, frames - s.stop))
@@ -130,7 +130,7 @@ class Patches(Toy):
         straight = nn.functional.one_hot(token, TOKENS) + weights - weights.detach()
         return Sample(straight @ self.embedding.weight, None)
 
-    def decode(self, memory, sample, *, segment, frame_mask, past, seed):
+    def decode(self, memory, sample, *, distribution, segment, frame_mask, past, seed):
         return Reaction(*self.heads(memory).split((58, 25), -1))
 
 
