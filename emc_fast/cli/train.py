@@ -15,14 +15,15 @@ def command(
     config: Annotated[Path | None, typer.Option(help="JSON with any of the settings; the options below override it.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; its published recipe is the default of every setting.")] = None,
     emc: Annotated[bool | None, typer.Option("--emc/--no-emc", help="With EMC, or the backbone as published.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 50]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips per step and process. [default: 4]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 1e-5]")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="[default: 5e-4]")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant or cosine. [default: constant]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[Trans-VAE: 50]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips per step and process. [Trans-VAE: 4]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or adam. [Trans-VAE: adamw]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [Trans-VAE: 1e-5]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="[Trans-VAE: 5e-4]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, cosine or step. [Trans-VAE: constant]")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps of linear warm-up. [default: 0]")] = None,
     grad_clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. [default: no limit]")] = None,
-    clip_length: Annotated[int | None, typer.Option(help="Frames of a training crop, 0 for whole clips. [default: 256]")] = None,
+    clip_length: Annotated[int | None, typer.Option(help="Frames of a training crop, 0 for whole clips. [Trans-VAE: 256]")] = None,
     precision: Annotated[str | None, typer.Option(help="no, fp16 (GPU, with loss scaling) or bf16. [default: no]")] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     validate_every: Annotated[int | None, typer.Option(help="Epochs between validations. [default: 10]")] = None,
@@ -39,12 +40,14 @@ def command(
     from ..data.cache import default_cache_dir
     from ..training import train
     from ..training.config import TrainConfig, read_settings
+    from ..training.presets import recipe
 
     given: dict[str, Any] = {
         "data": data and str(data),
         "out": str(out),
         "epochs": epochs,
         "batch_size": batch_size,
+        "optimizer": optimizer,
         "lr": lr,
         "weight_decay": weight_decay,
         "schedule": schedule,
@@ -62,6 +65,9 @@ def command(
     settings = read_settings(config) if config is not None else {}
     if resume and (out / "config.json").is_file():
         settings = read_settings(out / "config.json") | settings
+    else:
+        published = recipe(backbone or settings.get("model", {}).get("backbone", ""))
+        settings = published | settings | {"model": published.get("model", {}) | settings.get("model", {})}
     settings |= {name: value for name, value in given.items() if value is not None}
     if "cache_dir" not in settings and settings.get("data"):
         settings["cache_dir"] = str(default_cache_dir(settings["data"]))

@@ -6,7 +6,7 @@ from .baselines import MeanReaction, validate
 from .config import TrainConfig
 from .generation import Reactions, generate, reactions
 from .loading import load_model
-from .presets import demo_config
+from .presets import demo_config, recipe
 from .run import RunResult, train
 from .trainer import DivergenceError
 
@@ -20,6 +20,7 @@ __all__ = [
     "generate",
     "load_model",
     "reactions",
+    "recipe",
     "train",
     "validate",
 ]

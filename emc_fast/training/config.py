@@ -11,15 +11,16 @@ from typing import Any, get_type_hints
 from ..config import EMCConfig
 
 PRECISIONS = ("no", "fp16", "bf16")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "step")
+OPTIMIZERS = ("adamw", "adam")
 
 
 @dataclass
 class TrainConfig:
     """Everything that decides what a run computes, and where it finds and leaves its files.
 
-    The defaults are the published recipe of Trans-VAE. ``model`` is the configuration of the model, with the weights of its losses.
-    Bad values raise ValueError when the object is made.
+    The defaults are the published recipe of Trans-VAE; `presets.recipe` has those of the other backbones. ``model`` is the configuration of
+    the model, with the weights of its losses. Bad values raise ValueError when the object is made.
     """
 
     data: str
@@ -30,11 +31,17 @@ class TrainConfig:
     epochs: int = 50
     batch_size: int = 4
     """Clips per step and process."""
+    optimizer: str = "adamw"
+    """``adamw``, or ``adam``, where weight decay is a part of the gradient."""
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     schedule: str = "constant"
-    """``constant`` or ``cosine`` (to zero at the end of the run), after the warm-up."""
+    """``constant``, ``cosine`` (to zero at the end of the run) or ``step`` (see ``drop_at``), after the warm-up."""
+    drop_at: float = 0.5
+    """Share of the run after which ``step`` multiplies the learning rate by ``drop``."""
+    drop: float = 0.1
+    """See ``drop_at``."""
     warmup_steps: int = 0
     """Steps in which the learning rate grows linearly from zero."""
     grad_clip: float | None = None
@@ -76,11 +83,14 @@ class TrainConfig:
         for name in ("clip_length", "validation_clip_length"):
             if getattr(self, name) is not None and getattr(self, name) < 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 2 frames or None is taken")
+        for name in ("drop_at", "drop"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a number above 0 and up to 1 is taken")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; a positive learning rate is taken")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f"grad_clip is {self.grad_clip}; a positive norm or None is taken")
-        for name, choices in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("device", ("auto", "cpu"))):
+        for name, choices in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("device", ("auto", "cpu"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; one of {', '.join(choices)} is taken")
 

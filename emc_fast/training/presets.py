@@ -1,12 +1,24 @@
-"""Settings that are known to work, beside the published recipe that `TrainConfig` has as defaults."""
+"""Published recipes of the backbones, and settings that are known to work."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 from ..config import EMCConfig
 from ..data import default_cache_dir
 from .config import TrainConfig
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "trans_vae": {},  # the defaults of `TrainConfig`
+}
+"""Published recipes by backbone: settings of `TrainConfig` where they differ from its defaults; `model` holds fields of `EMCConfig`."""
+
+
+def recipe(backbone: str) -> dict[str, Any]:
+    """Return the published settings of a backbone, as keywords for `TrainConfig`; none for a backbone that has no recipe here."""
+    return copy.deepcopy(RECIPES.get(backbone, {}))
 
 
 def demo_config(data: str | Path, out: str | Path, *, emc: bool = True) -> TrainConfig:

@@ -105,6 +105,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * (config.drop if step >= config.drop_at * steps else 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)))
 
 
@@ -145,7 +147,8 @@ class Trainer:
         self.resumed = self.paths.last.exists()
         self.model = load_model(self.paths.last, eval_mode=False) if self.resumed else EMCModel(config.model)
         self.model.to(self.device).train()
-        self.plain_optimizer = torch.optim.AdamW(
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        self.plain_optimizer = kind(
             self.model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.device.type == "cuda"
         )
         if self.resumed:
@@ -320,6 +323,7 @@ class Trainer:
         self.flush()
         epoch = self.step // self.per_epoch
         record: dict[str, Any] = {"epoch": epoch, "step": self.step, "train": self.epoch_means.take()}
+        self.model.backbone.end_epoch(record["train"])
         if epoch % self.config.validate_every == 0 or epoch == self.config.epochs:
             record["validation"] = self.validate()
         self.history.append(record)
