@@ -101,7 +101,7 @@ def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | 
             return "the Triton kernels are not installed (a source tree on the path instead of `pip install -e .`)"
         if reason := kernels.triton_reason(operator.name):
             return reason
-        if device != "cuda":
+        if device != kernels.device_type():
             return f"the tensors are on {device}"
     elif native().problem:
         return native().problem

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from emc_fast import kernels
 from emc_fast.errors import BackendError
 from emc_fast.ops import use_backend
 from emc_fast.ops._library import has_kernel, native
@@ -50,10 +51,12 @@ class Target:
     def __str__(self) -> str:
         return "-".join(part for part in (self.backend, self.isa) if part)
 
-    def missing(self) -> str:
-        """What a machine would need to run it, or the empty string."""
+    def missing(self, operator: str) -> str:
+        """What a machine or this version would need to run an operator on it, or the empty string."""
         if self.device == "cuda" and not torch.cuda.is_available():
             return "needs a CUDA device"
+        if self.backend == "triton" and (reason := kernels.triton_reason(operator)):
+            return reason
         return needs_for_isa(self.isa) if self.isa else ""
 
 
@@ -63,6 +66,10 @@ def targets() -> list[Any]:
     found: list[Any] = [Target("cpu", "cpu", isa) for isa in isas]
     if has_kernel("philox_normal", "CUDA"):
         found.append(pytest.param(Target("cuda", "cuda"), marks=pytest.mark.gpu))
+    if kernels.interpreting():
+        found.append(Target("triton", "cpu"))
+    else:
+        found.append(pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu))
     return found
 
 
