@@ -11,6 +11,20 @@ from ..data import default_cache_dir
 from .config import TrainConfig
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "faceais": {
+        "model": {"backbone": "faceais", "d_model": 360, "num_heads": 12},
+        "epochs": 100,  # the published weights are those of epoch 91
+        "batch_size": 16,
+        "lr": 1e-3,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "decayed": "matrices",
+        "warmup_steps": 200,
+        "clip_length": 288,
+        "swap_roles": False,
+        "validate_every": 2,
+        "stages": {"tokenizer": {"epochs": 200, "batch_size": 8, "warmup_steps": 300, "clip_length": 736}},
+    },
     "trans_vae": {},  # the defaults of `TrainConfig`
 }
 """Published recipes by backbone: settings of `TrainConfig` where they differ from its defaults; `model` holds fields of `EMCConfig`."""
