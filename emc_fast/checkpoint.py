@@ -195,3 +195,31 @@ def read_weights(file: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
             return {name: reader.get_tensor(name) for name in reader.keys()}, (reader.metadata() or {}).get("emc_fast_config")  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def read_published(file: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file of somebody else's: safetensors, or what `torch.save` wrote, with the dict itself or under `state_dict`.
+
+    Nothing is unpickled but tensors and plain containers (`weights_only=True`); a file that needs more is a `CheckpointError`, as is
+    one that is absent or damaged.
+    """
+    import pickle
+
+    import torch
+
+    if str(file).endswith(".safetensors"):
+        return read_weights(file)[0]
+    if not os.path.isfile(file):
+        raise CheckpointError(f"{file} is missing")
+    try:
+        values = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is damaged, or holds more than tensors, which is not unpickled here ({str(error).splitlines()[0]}). "
+            "Where its origin is trusted, save its state dict alone as safetensors"
+        ) from error
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise CheckpointError(f"{file} holds no state dict: names with a tensor each are taken")
+    return dict(values)

@@ -159,3 +159,22 @@ class EMCModel(nn.Module, CheckpointMixin):
         """
         load_checked(self.backbone, self.backbone.map_official(dict(state_dict)), "the published state dict")
         return self
+
+    def load_official_faceais(self, *state_dicts: Mapping[str, Tensor]) -> EMCModel:
+        """Load the published weights of FaceAIS into the backbone.
+
+        Args:
+            state_dicts: tensors by the published names: the predictor's checkpoint, which has the tokenizer in it, or one of each.
+                `emc_fast.checkpoint.read_published` reads the files without unpickling. The published predictor has `d_model=360` and
+                `num_heads=12`, and hears two 512-d wav2vec2 frames per video frame: `speech_dim=1024` and
+                `backbone_options={"speech_factor": 2}`.
+
+        Returns:
+            self. With EMC on, EMC's own modules keep their weights.
+
+        Raises:
+            CheckpointError: missing, unknown or misshapen tensors, by name.
+        """
+        merged = {name: tensor for state_dict in state_dicts for name, tensor in state_dict.items()}
+        load_checked(self.backbone, self.backbone.map_official(merged), "the published state dict")
+        return self

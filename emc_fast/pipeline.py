@@ -149,7 +149,11 @@ class Pass:
         seeds = fold_seeds(stack_seeds(seed, groups), draws)
         mask = streams.frame_mask
         mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
-        before = past if past is None or groups == 1 else past.repeat(groups)
+        before = past
+        if before is not None and (folded := fold_seeds(seed, draws)) is not None:
+            before = self.backbone.limit_past(before, seed=folded)
+        if before is not None and groups > 1:
+            before = before.repeat(groups)
         distribution = self.backbone.distribution(fused, segment=segment, draws=draws, key_mask=mask, past=before, seed=seeds)
         if groups == 1:
             return streams, distribution

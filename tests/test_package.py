@@ -39,7 +39,8 @@ def test_readme_links_lead_somewhere():
 
 @pytest.mark.parametrize("use", ["emc_fast.ops", "emc_fast.EMCModel"])
 def test_import_costs_little_beyond_torch(use):
-    program = f"import time, torch; t = time.perf_counter(); import emc_fast; {use}; print(time.perf_counter() - t)"
+    # Seconds of the processor: what the package makes it do, whatever else the machine is doing.
+    program = f"import time, torch; t = time.process_time(); import emc_fast; {use}; print(time.process_time() - t)"
     seconds = [float(run("-c", program).stdout) for _ in range(3)]
     assert statistics.median(seconds) < 0.5, f"{seconds} s beyond torch's own import"
 

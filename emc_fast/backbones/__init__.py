@@ -7,13 +7,16 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .options import TransVAEOptions
+from .options import FaceAISOptions, TransVAEOptions
 
 if TYPE_CHECKING:
     from ..config import EMCConfig
     from .base import Backbone
 
-BACKBONES: dict[str, tuple[type, str]] = {"trans_vae": (TransVAEOptions, "emc_fast.backbones.trans_vae:TransVAE")}
+BACKBONES: dict[str, tuple[type, str]] = {
+    "faceais": (FaceAISOptions, "emc_fast.backbones.faceais:FaceAIS"),
+    "trans_vae": (TransVAEOptions, "emc_fast.backbones.trans_vae:TransVAE"),
+}
 """Backbones by name: the dataclass of their options, and where their module is, as "module:class".
 
 A configuration is checked without building, or even importing, the module. A backbone from elsewhere adds its own entry.
@@ -32,11 +35,15 @@ def check_options(name: str, options: Mapping[str, Any]) -> Any:
     return kind(**options)
 
 
+def backbone_class(name: str) -> type[Backbone]:
+    """The class of a registered backbone, imported."""
+    module, _, attribute = BACKBONES[name][1].partition(":")
+    return getattr(import_module(module), attribute)
+
+
 def build_backbone(config: EMCConfig) -> Backbone:
     """The backbone that a configuration asks for."""
-    options = check_options(config.backbone, config.backbone_options)
-    module, _, name = BACKBONES[config.backbone][1].partition(":")
-    return getattr(import_module(module), name)(config, options)
+    return backbone_class(config.backbone)(config, check_options(config.backbone, config.backbone_options))
 
 
-__all__ = ["BACKBONES", "TransVAEOptions", "build_backbone", "check_options"]
+__all__ = ["BACKBONES", "FaceAISOptions", "TransVAEOptions", "backbone_class", "build_backbone", "check_options"]

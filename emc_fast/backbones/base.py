@@ -42,11 +42,13 @@ class Past:
         emotion: (N, begin, 25).
         drawn: (N, begin, ...), the `Sample.drawn` of those frames, or what the target would have needed (`Backbone.true_draw`);
             None for a backbone that has no such thing.
+        mask: (N, begin) bool, frames that may be seen; None = all.
     """
 
     coefficients: Tensor
     emotion: Tensor
     drawn: Tensor | None = None
+    mask: Tensor | None = None
 
     def repeat(self, copies: int) -> Past:
         """Copies of the whole batch, one after the other."""
@@ -54,7 +56,12 @@ class Past:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Past:
         """The same change made to each tensor."""
-        return Past(change(self.coefficients), change(self.emotion), None if self.drawn is None else change(self.drawn))
+        return Past(
+            change(self.coefficients),
+            change(self.emotion),
+            None if self.drawn is None else change(self.drawn),
+            None if self.mask is None else change(self.mask),
+        )
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,10 @@ class Backbone(nn.Module, ABC):
     stages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type]
 
+    def __init__(self, *config_and_options: Any) -> None:
+        """Take an `EMCConfig` and the options of `options_type`."""
+        super().__init__()
+
     @property
     def alternative_weight(self) -> float:
         """Weight of the term that needs a second reaction; 0 = no second pass."""
@@ -272,6 +283,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def fuse(self, face: Tensor, speech: Tensor, *, key_mask: Tensor | None, seed: Tensor | None) -> Tensor:
         """Fuse two streams (N, T, d_model) into one (N, T, fused_dim); `key_mask` (N, T) are the frames that count."""
+
+    def limit_past(self, past: Past, *, seed: Tensor) -> Past:
+        """What of the past (N, begin, ...) is shown in training, the same to all three fusions; `seed` int64 (N,)."""
+        return past
 
     @abstractmethod
     def distribution(

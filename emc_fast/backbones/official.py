@@ -31,7 +31,7 @@ _COMPUTED = f"{_DECODER}.PE.pe"
 """The table of positions: saved by the published code, computed here."""
 
 
-class _Reader:
+class Reader:
     """Takes tensors out of the published dict, and notes what is not there."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -44,10 +44,21 @@ class _Reader:
         tensor = self.left.pop(name, None)
         if tensor is None:
             self.missing.append(name)
+        elif len(places) == 1:
+            self.result[places[0]] = tensor
         elif tensor.ndim == 0 or tensor.shape[0] % len(places):
             raise CheckpointError(f"the published state dict's {name} has shape {tuple(tensor.shape)}, not one of Trans-VAE's")
         else:
             self.result.update(zip(places, tensor.chunk(len(places)), strict=True))
+
+    def faults(self) -> str:
+        """What the published dict lacks and what of it was not taken, in words; empty where it fits."""
+        faults = [
+            f"it {word} {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for word, names in (("lacks", self.missing), ("has unknown", list(self.left)))
+            if names
+        ]
+        return "; ".join(faults)
 
     def affine(self, name: str, place: str) -> None:
         """Weight and bias."""
@@ -80,7 +91,7 @@ def map_trans_vae(module: TransVAE, state_dict: dict[str, Tensor]) -> dict[str, 
     """
     if not module.images:
         raise CheckpointError("the published Trans-VAE reads images; build the model with EMCConfig(input='image')")
-    reader = _Reader(state_dict)
+    reader = Reader(state_dict)
     reader.left.pop(_COMPUTED, None)
     for name, place in (_PLAIN | (_PLAIN_ONLINE if module.online else {})).items():
         reader.affine(name, place)
@@ -98,15 +109,10 @@ def map_trans_vae(module: TransVAE, state_dict: dict[str, Tensor]) -> dict[str, 
     if module.online:
         for kind in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
             reader.take(f"{_DECODER}.lstm.{kind}", f"lstm.{kind}")
-    if reader.missing or reader.left:
+    if reader.faults():
         form, other = ("online", "offline") if module.online else ("offline", "online")
-        faults = [
-            f"{word} {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            for word, names in (("lacks", reader.missing), ("has unknown", list(reader.left)))
-            if names
-        ]
         raise CheckpointError(
-            f"the state dict is not that of the published Trans-VAE, {form} form: it {'; it '.join(faults)}. "
+            f"the state dict is not that of the published Trans-VAE, {form} form: {reader.faults()}. "
             f"If it is the {other} form, set backbone_options={{'online': {not module.online}}}."
         )
     for i in range(1, 6):

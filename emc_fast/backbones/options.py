@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -50,3 +51,69 @@ class TransVAEOptions:
         if isinstance(offset, bool) or not isinstance(offset, int | float) or not -20 <= offset <= 20:
             raise ValueError(f"backbone_options['logvar_offset'] takes a number from -20 to 20; got {offset!r}")
         object.__setattr__(self, "logvar_offset", float(offset))
+
+
+@dataclass(frozen=True)
+class FaceAISOptions:
+    """Options of FaceAIS; its width and heads are `EMCConfig.d_model` and `num_heads` (published: 360 and 12).
+
+    Attributes:
+        layers: of each of the predictor's six stacks.
+        context: frames that a patch is predicted from, a multiple of `block`.
+        block: frames that the tokenizer reads together and the predictor predicts together.
+        vocabulary: rows of the embeddings and of the head, beside PAD and MASK; at least as many as there are codes.
+        speech_factor: sub-frames that stand side by side in a frame of speech, of which the largest value counts (wav2vec2 at 50 Hz: 2
+            of 512 values, so that `speech_dim` is 1024).
+        cross_reads: which layers of a cross-modal stack read the other stream: the `first` only, as in the published code, or `all`.
+        past_mask_p: probability, in training, that of the listener's past only a random number of the last frames is shown.
+        top_k: only the so many likeliest tokens are drawn from; None = all.
+        temperature: of drawing.
+        reconstruction: weight of the L1 error of the reaction beside the cross-entropy, with EMC's S-EA, which learns from nothing
+            else. Without S-EA the loss is the cross-entropy alone.
+        tokenizer_width, tokenizer_heads, tokenizer_layers: of the tokenizer; `tokenizer_layers` of each of its three stacks.
+        levels: of its codes.
+    """
+
+    layers: int = 8
+    context: int = 256
+    block: int = 32
+    vocabulary: int = 2048
+    speech_factor: int = 1
+    cross_reads: str = "first"
+    past_mask_p: float = 0.5
+    top_k: int | None = 512
+    temperature: float = 1.0
+    reconstruction: float = 1.0
+    tokenizer_width: int = 252
+    tokenizer_heads: int = 12
+    tokenizer_layers: int = 12
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "context", "block", "vocabulary", "speech_factor", "top_k",
+                     "tokenizer_width", "tokenizer_heads", "tokenizer_layers"):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name == "top_k":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"backbone_options[{name!r}] takes a positive integer; got {value!r}")
+        if self.layers > 128:
+            raise ValueError(f"backbone_options['layers'] takes at most 128; got {self.layers}")
+        if not isinstance(self.levels, list | tuple) or not self.levels or any(type(n) is not int or n < 2 for n in self.levels):
+            raise ValueError(f"backbone_options['levels'] takes integers of at least 2; got {self.levels!r}")
+        object.__setattr__(self, "levels", tuple(self.levels))
+        for name, most in (("past_mask_p", 1.0), ("temperature", math.inf), ("reconstruction", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
+                raise ValueError(f"backbone_options[{name!r}] takes a number from 0 to {most:g}; got {value!r}")
+            object.__setattr__(self, name, float(value))
+        if self.temperature == 0:
+            raise ValueError("backbone_options['temperature'] must be positive; for the likeliest token take top_k=1")
+        if self.cross_reads not in ("first", "all"):
+            raise ValueError(f"backbone_options['cross_reads'] takes 'first' or 'all'; got {self.cross_reads!r}")
+        if self.context % self.block:
+            raise ValueError(f"backbone_options['context'] must be a multiple of block; got {self.context} and {self.block}")
+        if self.tokenizer_width % self.tokenizer_heads:
+            raise ValueError(f"tokenizer_heads must divide tokenizer_width; got {self.tokenizer_heads} and {self.tokenizer_width}")
+        if math.prod(self.levels) > self.vocabulary:
+            raise ValueError(f"levels {self.levels} make {math.prod(self.levels)} codes, more than a vocabulary of {self.vocabulary}")

@@ -39,7 +39,7 @@ def command(
     """
     from ..data.cache import default_cache_dir
     from ..training import train
-    from ..training.config import TrainConfig, read_settings
+    from ..training.config import TrainConfig, merge, read_settings
     from ..training.presets import recipe
 
     given: dict[str, Any] = {
@@ -66,8 +66,7 @@ def command(
     if resume and (out / "config.json").is_file():
         settings = read_settings(out / "config.json") | settings
     else:
-        published = recipe(backbone or settings.get("model", {}).get("backbone", ""))
-        settings = published | settings | {"model": published.get("model", {}) | settings.get("model", {})}
+        settings = merge(recipe(backbone or settings.get("model", {}).get("backbone", "")), settings)
     settings |= {name: value for name, value in given.items() if value is not None}
     if "cache_dir" not in settings and settings.get("data"):
         settings["cache_dir"] = str(default_cache_dir(settings["data"]))

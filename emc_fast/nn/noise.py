@@ -21,6 +21,12 @@ EA_FACE, EA_SPEECH, EA_FUSED, EA_SAMPLE = (streams.module_base(index) for index 
 BACKBONE = tuple(streams.module_base(index) for index in range(8, 16))
 """Noise streams of a backbone's modules."""
 
+
+def layer_stream(layer: int) -> int:
+    """First noise stream of a layer, numbered from 0 through the whole backbone, where there are more modules than `BACKBONE` has."""
+    return streams.module_base(16 + layer)
+
+
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 

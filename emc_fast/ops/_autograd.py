@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import register_autograd
+from ._library import libraries, register_autograd, remember
+from ._library import raw as raw_of
 
 
 def differentiable(name: str, *, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,10 +22,26 @@ def differentiable(name: str, *, setup: Callable[..., None], backward: Callable[
     Args:
         name: of a declared operator; its arguments are positional.
         setup: ``setup(ctx, inputs, output)`` keeps what backward needs.
-        backward: ``backward(ctx, *grads)``, one entry per input.
+        backward: ``backward(ctx, *grads)``, one entry per input; calls further raw operators of ``ctx.backend``.
+
+    Returns:
+        ``call(backend, *args)``, with the back end that was chosen.
     """
     register_autograd(name, backward, setup_context=setup)
-    raw = getattr(torch.ops.emc_fast, name).default
+    calls = {backend: _caller(name, backend, setup, backward) for backend in libraries(name)}
+    native, triton = calls["native"], calls.get("triton")
+
+    def call(backend: str, *args: Any) -> Any:
+        if backend == "triton":
+            assert triton is not None, f"{name} has no Triton kernel"
+            return triton(*args)
+        return native(*args)
+
+    return call
+
+
+def _caller(name: str, backend: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    raw, setup = getattr(raw_of(backend), name).default, remember(backend, setup)
 
     class Recorded(torch.autograd.Function):
         @staticmethod

@@ -101,7 +101,7 @@ def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | 
             return "the Triton kernels are not installed (a source tree on the path instead of `pip install -e .`)"
         if reason := kernels.triton_reason(operator.name):
             return reason
-        if device != "cuda":
+        if device != kernels.device_type():
             return f"the tensors are on {device}"
     elif native().problem:
         return native().problem
@@ -109,8 +109,6 @@ def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | 
         return f"this version has no {'CUDA' if backend == 'cuda' else 'CPU'} kernel for {operator.name}"
     elif device != backend:
         return f"the tensors are on {device}"
-    elif backend == "cuda" and (reason := native().cuda_problem):
-        return reason
     if dtype is not None and dtype not in operator.dtypes:
         taken = ", ".join(str(d).removeprefix("torch.") for d in operator.dtypes)
         return f"the kernel takes {taken}, not {str(dtype).removeprefix('torch.')}"

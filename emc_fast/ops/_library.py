@@ -16,6 +16,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,65 @@ logger = logging.getLogger("emc_fast")
 
 _STAMP = b"emc_fast native library|version="
 _LIBRARY = torch.library.Library("emc_fast", "FRAGMENT")
+# The dispatcher holds one kernel per operator and device, and a GPU has two back ends: Triton's kernels have a namespace of their own.
+_TRITON = torch.library.Library("emc_fast_triton", "FRAGMENT")
 
 
 def define(schema: str) -> None:
-    """Declare the operator ``emc_fast::<schema>``."""
+    """Declare the operator ``emc_fast::<schema>``, and ``emc_fast_triton::<schema>`` where there is a Triton kernel for it."""
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.split("(", 1)[0]
+    if name in _triton_kernels():
+        _TRITON.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _TRITON.impl(name, _triton_kernel(name), import_module("emc_fast.kernels").device_type().upper())
+
+
+@functools.cache
+def _triton_kernels() -> tuple[str, ...]:
+    try:
+        return tuple(import_module("emc_fast.kernels").KERNELS)
+    except ModuleNotFoundError:
+        return ()
+
+
+def _triton_kernel(name: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        return import_module("emc_fast.kernels").kernel(name)(*args)  # imports Triton, and that on first use
+
+    return kernel
+
+
+def libraries(name: str) -> dict[str, torch.library.Library]:
+    """The libraries that declare the raw operator ``name``, by the back ends that they serve: ``"native"`` and ``"triton"``."""
+    return {"native": _LIBRARY, "triton": _TRITON} if name in _triton_kernels() else {"native": _LIBRARY}
+
+
+def raw(backend: str) -> Any:
+    """The namespace of ``torch.ops`` with the kernels of ``backend``; all but ``"triton"`` share one."""
+    return torch.ops.emc_fast_triton if backend == "triton" else torch.ops.emc_fast
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Give ``emc_fast::<name>`` its shape function."""
-    torch.library.register_fake(f"emc_fast::{name}", fake, lib=_LIBRARY)
+    """Give the raw operator ``name`` its shape function."""
+    for library in libraries(name).values():
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
 
 
 def register_autograd(name: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
-    """Give ``emc_fast::<name>`` its derivative."""
-    torch.library.register_autograd(f"emc_fast::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    """Give the raw operator ``name`` its derivative. Both functions find in ``ctx.backend`` which namespace serves the call."""
+    for backend, library in libraries(name).items():
+        setup = remember(backend, setup_context)
+        torch.library.register_autograd(f"{library.ns}::{name}", backward, setup_context=setup, lib=library)
+
+
+def remember(backend: str, setup_context: Callable[..., None]) -> Callable[..., None]:
+    """``setup_context`` with ``ctx.backend`` set before, so that backward stays with forward's back end."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = backend
+        setup_context(ctx=ctx, inputs=inputs, output=output)
+
+    return setup
 
 
 def implement(name: str, key: str, kernel: Callable[..., Any]) -> None:
@@ -123,21 +168,6 @@ class NativeLibrary:
         """The instruction set whose kernels run, or ``""`` without the library."""
         return self.handle.emc_fast_isa().decode() if self.handle is not None else ""
 
-    @functools.cached_property
-    def cuda_problem(self) -> str:
-        """Why the CUDA kernels in the library cannot run on the devices that torch sees, or ``""``; asks the driver once."""
-        if self.handle is None or not torch.cuda.is_available():
-            return self.problem
-        built = self.stamp["cuda"]
-        if reason := self.handle.emc_fast_cuda_problem().decode():
-            return f"the CUDA runtime in the library ({built}) cannot work here: {reason}"
-        oldest = min(int(target) for target in re.findall(r"\d+", built.partition(" for ")[2].partition(" and ")[0]))
-        for index in range(torch.cuda.device_count()):
-            major, minor = torch.cuda.get_device_capability(index)
-            if 10 * major + minor < oldest:
-                return f"device {index} has capability {major}.{minor}, and the library was built by {built}: it takes an older toolkit"
-        return ""
-
     def set_poison(self, on: bool) -> None:
         """Fill every fresh output with NaN (for tests; ``EMC_FAST_POISON`` does it from the start)."""
         if self.handle is not None:
@@ -154,7 +184,7 @@ def native() -> NativeLibrary:
         try:
             handle = ctypes.CDLL(str(path))  # before torch does, whose own error leaves out the loader's reason
             torch.ops.load_library(str(path))
-            handle.emc_fast_isa.restype = handle.emc_fast_cuda_problem.restype = ctypes.c_char_p
+            handle.emc_fast_isa.restype = ctypes.c_char_p
             wanted, taken = os.environ.get("EMC_FAST_ISA"), handle.emc_fast_isa().decode()
             if wanted and wanted != taken:
                 logger.warning("EMC_FAST_ISA=%s cannot be used by this build on this machine: %s is taken", wanted, taken)

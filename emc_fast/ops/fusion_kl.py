@@ -51,7 +51,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             None,
         )
     # The raw operator puts the means first and then the log-variances.
-    found = torch.ops.emc_fast.fusion_kl_backward(grad, *inputs, mask, ctx.reduction)
+    found = _library.raw(ctx.backend).fusion_kl_backward(grad, *inputs, mask, ctx.reduction)
     paired = (found[0], found[3], found[1], found[4], found[2], found[5])
     return *(x if need else None for x, need in zip(paired, needed, strict=True)), None, None
 
@@ -100,9 +100,10 @@ def fusion_kl(real: Gaussian, comp_face: Gaussian, comp_speech: Gaussian, *, mas
         raise ValueError("a logvar must be given in all three pairs or, for unit variance, in none: real[1] (logvar) is None")
     found, mask = check_distributions(means | logvars, mask, reduction)
     arguments = [x for k in range(3) for x in (found[k], found[3 + k] if logvars else None)]
-    if _backend.choose("fusion_kl", found[0].device, found[0].dtype) == "reference":
+    backend = _backend.choose("fusion_kl", found[0].device, found[0].dtype)
+    if backend == "reference":
         return _definition(*arguments, mask=mask, reduction=reduction)  # type: ignore[arg-type]
-    return _fusion_kl(*arguments, mask, REDUCTIONS.index(reduction))
+    return _fusion_kl(backend, *arguments, mask, REDUCTIONS.index(reduction))
 
 
 def check_distributions(tensors: Mapping[str, Tensor], mask: Tensor | None, reduction: str) -> tuple[list[Tensor], Tensor | None]:

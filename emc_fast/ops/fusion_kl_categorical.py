@@ -47,7 +47,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
             None,
             None,
         )
-    found = torch.ops.emc_fast.fusion_kl_categorical_backward(grad, *inputs, stats, mask, ctx.reduction)
+    found = _library.raw(ctx.backend).fusion_kl_categorical_backward(grad, *inputs, stats, mask, ctx.reduction)
     return *(x if need else None for x, need in zip(found, needed, strict=True)), None, None
 
 
@@ -85,6 +85,7 @@ def fusion_kl_categorical(
 
     """
     tensors, mask = check_distributions({"real": real, "comp_face": comp_face, "comp_speech": comp_speech}, mask, reduction)
-    if _backend.choose("fusion_kl_categorical", tensors[0].device, tensors[0].dtype) == "reference":
+    backend = _backend.choose("fusion_kl_categorical", tensors[0].device, tensors[0].dtype)
+    if backend == "reference":
         return _definition(*tensors, mask=mask, reduction=reduction)
-    return _fusion_kl_categorical(*tensors, mask, REDUCTIONS.index(reduction))[0]
+    return _fusion_kl_categorical(backend, *tensors, mask, REDUCTIONS.index(reduction))[0]

@@ -34,7 +34,7 @@ def _dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _dropout_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The operator is linear and its own transpose: the mask is made again, and every further derivative is right as well."""
     seed, frame_offset = ctx.saved_tensors
-    return _dropout(grad, seed, ctx.p, ctx.stream, frame_offset), None, None, None, None
+    return _dropout(ctx.backend, grad, seed, ctx.p, ctx.stream, frame_offset), None, None, None, None
 
 
 _dropout = _autograd.differentiable("dropout", setup=_dropout_setup, backward=_dropout_backward)
@@ -114,10 +114,12 @@ def _fill(
     target = element.device
     seed = as_seed(seed, shape, target)
     offset = as_frame_offset(frame_offset, target)
-    if _backend.choose(name, target, dtype) == "reference":
+    backend = _backend.choose(name, target, dtype)
+    if backend == "reference":
         definition = reference.philox_normal if name == "philox_normal" else reference.philox_uniform
         return definition(shape, seed, stream=stream, frame_offset=0 if offset is None else offset, dtype=dtype)
-    operator = torch.ops.emc_fast.philox_normal if name == "philox_normal" else torch.ops.emc_fast.philox_uniform
+    raw = _library.raw(backend)
+    operator = raw.philox_normal if name == "philox_normal" else raw.philox_uniform
     return operator(element.expand(shape), seed, stream, offset)
 
 
@@ -183,6 +185,7 @@ def dropout(x: Tensor, p: float, *, seed: Tensor | int | None = None, stream: in
         return x
     seed = as_seed(seed, x.shape, x.device)
     offset = as_frame_offset(frame_offset, x.device)
-    if _backend.choose("dropout", x.device, x.dtype) == "reference":
+    backend = _backend.choose("dropout", x.device, x.dtype)
+    if backend == "reference":
         return reference.dropout(x, p, seed=seed, stream=stream, frame_offset=0 if offset is None else offset)
-    return _dropout(x, seed, float(p), stream, offset)
+    return _dropout(backend, x, seed, float(p), stream, offset)

@@ -43,7 +43,7 @@ def _backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None,
 
         grads = _autograd.backward_of_definition(again, (mu, logvar), ctx.needs_input_grad[:2], (grad_z, grad_kl))
     else:
-        grads = torch.ops.emc_fast.reparameterize_backward(grad_z, grad_kl, mu, logvar, seed, ctx.stream, frame_offset, noise)
+        grads = _library.raw(ctx.backend).reparameterize_backward(grad_z, grad_kl, mu, logvar, seed, ctx.stream, frame_offset, noise)
     return *grads, None, None, None, None
 
 
@@ -97,6 +97,7 @@ def reparameterize(
         check_same("noise", noise, "mu", mu)
         if noise.requires_grad:
             raise ValueError("noise must not require a gradient: it is a constant of the draw; detach it")
-    if _backend.choose("reparameterize", mu.device, mu.dtype) == "reference":
+    backend = _backend.choose("reparameterize", mu.device, mu.dtype)
+    if backend == "reference":
         return definition(mu, logvar, seed=seed, stream=stream, frame_offset=0 if offset is None else offset, noise=noise)
-    return _reparameterize(mu, logvar, seed, stream, offset, noise)
+    return _reparameterize(backend, mu, logvar, seed, stream, offset, noise)

@@ -8,6 +8,7 @@ from .generation import Reactions, generate, reactions
 from .loading import load_model
 from .presets import demo_config, recipe
 from .run import RunResult, train
+from .timing import epoch_seconds
 from .trainer import DivergenceError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RunResult",
     "TrainConfig",
     "demo_config",
+    "epoch_seconds",
     "generate",
     "load_model",
     "reactions",

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..backbones import backbone_class
 from ..config import EMCConfig
 
 PRECISIONS = ("no", "fp16", "bf16")
 SCHEDULES = ("constant", "cosine", "step")
 OPTIMIZERS = ("adamw", "adam")
+DECAYED = ("all", "matrices")
+WHOLE_RUN = frozenset({"data", "out", "model", "stage", "stages", "seed", "mirror", "device", "cache_dir"})
+"""Settings that no stage can have for itself."""
 
 
 @dataclass
@@ -36,6 +40,8 @@ class TrainConfig:
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
+    decayed: str = "all"
+    """Which parameters the weight decay is for: ``all``, or ``matrices`` (and embeddings), not biases, gains and gates."""
     schedule: str = "constant"
     """``constant``, ``cosine`` (to zero at the end of the run) or ``step`` (see ``drop_at``), after the warm-up."""
     drop_at: float = 0.5
@@ -69,6 +75,11 @@ class TrainConfig:
     """Where the corpus keeps its feature cache; None leaves it to the corpus."""
     device: str = "auto"
     """``auto`` (what accelerate finds) or ``cpu``."""
+    stages: dict[str, Any] = field(default_factory=dict)
+    """For the stages that the backbone has before its own training, by name: the settings that are others there (``{"epochs": 200}``),
+    or a path, a run or checkpoint in which the stage is done already. A stage that is not named is trained by the settings above."""
+    stage: str | None = None
+    """The stage that this run trains; None trains all of them, each in a run of its own under ``out/stages``, and then the model."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, dict):
@@ -90,9 +101,29 @@ class TrainConfig:
             raise ValueError(f"lr is {self.lr}; a positive learning rate is taken")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f"grad_clip is {self.grad_clip}; a positive norm or None is taken")
-        for name, choices in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("device", ("auto", "cpu"))):
+        choices_of = {
+            "precision": PRECISIONS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS, "decayed": DECAYED, "device": ("auto", "cpu"),
+        }  # fmt: skip
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; one of {', '.join(choices)} is taken")
+        known = backbone_class(self.model.backbone).stages
+        if unknown := sorted({*self.stages, *([self.stage] if self.stage else [])} - set(known)):
+            raise ValueError(f"{self.model.backbone} has no stage {', '.join(unknown)}; it has {', '.join(known) or 'none but its own'}")
+        for name, given in self.stages.items():
+            if not isinstance(given, str):
+                self.of_stage(name)
+
+    def of_stage(self, name: str) -> TrainConfig:
+        """The settings of the run that trains a stage; ValueError for one that a stage cannot have."""
+        given = self.stages.get(name, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"stages[{name!r}] is {given!r}; settings by name or the path of a run is taken")
+        takes = {f.name for f in dataclasses.fields(self)} - WHOLE_RUN
+        if unknown := sorted(set(given) - takes):
+            raise ValueError(f"a stage has no setting {', '.join(unknown)} of its own; it takes {', '.join(sorted(takes))}")
+        _check_types(given)
+        return dataclasses.replace(self, **given, out=str(Path(self.out, "stages", name)), stage=name, stages={})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -106,9 +137,7 @@ class TrainConfig:
             raise ValueError(f"unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if missing := [name for name in ("data", "out") if not values.get(name)]:
             raise ValueError(f"the training settings lack {' and '.join(missing)}")
-        for name, hint in get_type_hints(cls).items():
-            if name in values and name not in ("model", "betas") and not _fits(values[name], hint):
-                raise ValueError(f"{name} is {values[name]!r}; {getattr(hint, '__name__', hint)} is taken")
+        _check_types(values)
         return cls(**values)
 
     @classmethod
@@ -126,6 +155,21 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; an object with settings is taken")
     return values
+
+
+def merge(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `others` over them, dicts inside (``model``, ``stages``) name by name."""
+    merged = dict(settings)
+    for name, value in others.items():
+        before = merged.get(name)
+        merged[name] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    for name, hint in get_type_hints(TrainConfig).items():
+        if name in values and name not in ("model", "betas", "stages") and not _fits(values[name], hint):
+            raise ValueError(f"{name} is {values[name]!r}; {getattr(hint, '__name__', hint)} is taken")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import WEIGHTS
+from ..checkpoint import WEIGHTS, read_weights
 from ..errors import CheckpointError
 from ..model import EMCModel
 from .checkpoint import PREPROCESSING_FILE, read_json, recover
@@ -37,6 +37,26 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu", eval_mod
     Only JSON and safetensors are read. `CheckpointError` names the file that is absent, damaged, or made for another configuration.
     """
     return EMCModel.from_pretrained(find_checkpoint(path), map_location=str(device)).train(not eval_mode)
+
+
+def load_stage(model: EMCModel, stage: str, path: str | Path) -> None:
+    """Put what a stage of the backbone has learned, in the run or checkpoint at ``path``, into ``model``.
+
+    Only the stage's own tensors are read, so the run may have been that of another model with the same one (with EMC or without).
+    `CheckpointError`: the checkpoint is absent or damaged, or has no such tensors, or of other shapes.
+    """
+    file = find_checkpoint(path) / WEIGHTS
+    saved, _ = read_weights(file)
+    wanted = {id(parameter) for parameter in model.backbone.stage_parameters(stage)}
+    own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    for name, parameter in own.items():
+        found = saved.get(name)
+        if found is None or found.shape != parameter.shape:
+            what = "does not have it" if found is None else f"has it as {tuple(found.shape)}"
+            raise CheckpointError(f"{file} is of no use for the stage {stage}: {name} is {tuple(parameter.shape)}, and it {what}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
 
 
 def load_preprocessing(path: str | Path) -> dict[str, Any]:

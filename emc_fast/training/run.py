@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..backbones import backbone_class
 from .config import TrainConfig
 from .order import StepSampler, training_loader
 from .progress import Reporter
-from .rundir import RunLog, RunPaths, create_run, describe_environment, record_environment
+from .rundir import RunLog, RunPaths, create_run, describe_environment, open_run, record_environment
 from .stopping import StopRequest
 from .trainer import Trainer
 
@@ -37,13 +40,34 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     as an uninterrupted run, bit for bit on a CPU with the same number of threads. SIGINT and SIGTERM end the run after the current step
     with a checkpoint. torch's random state is left as it was found.
 
+    The stages that the backbone has before its own training are trained first, each in a run of its own under ``config.out/stages``; a
+    signal or a crash in one of them ends the whole, and resuming goes on there. The result is that of the model's own run.
+
     Raises FileExistsError for a run directory that is not empty without ``resume``, `CheckpointError` for one with other settings,
     `DataError` for a corpus that cannot be used, `DivergenceError` when a loss is NaN or infinite.
     """
+    stages = backbone_class(config.model.backbone).stages if config.stage is None else ()
+    untrained = [stage for stage in stages if not isinstance(config.stages.get(stage), str)]
+    if not untrained:
+        return _run(config, resume=resume)
+    paths = open_run(config, resume=resume, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    if not (paths.last.exists() and resume):
+        for stage in untrained:
+            part = config.of_stage(stage)
+            result = _run(part, resume=Path(part.out).exists(), whole=(paths, config))
+            if result.stopped_by is not None:
+                return RunResult([], None, paths, result.stopped_by, result.is_main_process)
+    return _run(config, resume=True)
+
+
+def _run(config: TrainConfig, *, resume: bool, whole: tuple[RunPaths, TrainConfig] | None = None) -> RunResult:
+    """One run directory from its beginning or last checkpoint to its end or a signal; ``whole`` is the run that it is a stage of."""
     with torch.random.fork_rng():
         trainer = Trainer(config, resume=resume)
         log = None
         if trainer.main:
+            if whole is not None:
+                create_run(*whole)
             create_run(trainer.paths, config)
             environment = describe_environment(device=str(trainer.device), processes=trainer.processes, seed=config.seed)
             record_environment(trainer.paths, environment, step=trainer.step)
@@ -106,7 +130,8 @@ def _end_epoch(trainer: Trainer, reporter: Reporter, log: RunLog | None) -> None
 
 
 def _title(trainer: Trainer) -> str:
-    return f"epoch {trainer.epoch}/{trainer.config.epochs}"
+    stage = f"{trainer.config.stage}, " if trainer.config.stage else ""
+    return f"{stage}epoch {trainer.epoch}/{trainer.config.epochs}"
 
 
 def _opening(trainer: Trainer) -> str:

@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ..backbones.base import Reaction
 from ..data import REACTDataset
 from ..errors import CheckpointError, DataError, EmcError
 from ..losses import counts_of_all_processes
@@ -27,7 +28,7 @@ from .checkpoint import (
     write_json,
 )
 from .config import TrainConfig
-from .loading import load_model
+from .loading import load_model, load_stage
 from .order import evaluation_batches, steps_per_epoch
 from .rundir import open_run
 from .seeds import INIT, TORCH, TRAIN, VALIDATE, clip_seeds, derive_signed
@@ -73,14 +74,24 @@ class Means:
 class Objective(nn.Module):
     """The model as a function from a batch to its losses; what accelerate wraps, so that nothing but the loss leaves the wrapper."""
 
-    def __init__(self, model: EMCModel) -> None:
+    def __init__(self, model: EMCModel, stage: str | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.stage = model, stage
 
-    def forward(self, batch: dict[str, Any], seeds: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], seeds: Tensor, *, progress: float, validate: bool) -> dict[str, Tensor]:
+        """Return every term by name, with ``total``; ``progress`` is the share of the epochs that is done."""
+        if self.stage is None:
+            return self.model(**{name: batch[name] for name in _INPUTS}, seed=seeds, validate=validate).losses
+        known = batch["target_available"] & (
+            torch.arange(batch["target_available"].shape[1], device=seeds.device) < batch["lengths"][:, None]
+        )
+        target = Reaction(*(torch.where(known[..., None], batch[name], 0) for name in ("target_3dmm", "target_emotion")))
+        return self.model.backbone.stage_loss(self.stage, target, mask=known, progress=progress, seed=seeds if self.training else None)
+
+    def forward(self, batch: dict[str, Any], seeds: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise, a scalar with its graph, and all terms by name, detached."""
         # The corpus gives finite values only; to look again would make the host wait for the device in every step.
-        losses = self.model(**{name: batch[name] for name in _INPUTS}, seed=seeds, validate=False).losses
+        losses = self.losses(batch, seeds, progress=progress, validate=False)
         return losses["total"], {name: value.detach().float() for name, value in losses.items()}
 
 
@@ -119,7 +130,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         self.config = config
-        AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run, and refuses another
+        AcceleratorState._reset_state(True)  # accelerate keeps precision and process group of the process's first run
         if config.precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision fp16 needs a GPU and none is visible; take bf16 or no on a CPU")
         self.accelerator = Accelerator(
@@ -146,14 +157,36 @@ class Trainer:
         torch.manual_seed(derive_signed(config.seed, INIT))
         self.resumed = self.paths.last.exists()
         self.model = load_model(self.paths.last, eval_mode=False) if self.resumed else EMCModel(config.model)
+        self._begin_stage()
         self.model.to(self.device).train()
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.plain_optimizer = kind(
-            self.model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.device.type == "cuda"
+            self._groups(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.device.type == "cuda"
         )
         if self.resumed:
             self._restore()
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), self.plain_optimizer)
+        self.terms = Objective(self.model, config.stage)
+        self.objective, self.optimizer = self.accelerator.prepare(self.terms, self.plain_optimizer)
+
+    def _begin_stage(self) -> None:
+        """In a stage let only its parameters learn; in the model's own training begin with what the stages have learned."""
+        backbone, config = self.model.backbone, self.config
+        if config.stage is not None:
+            self.model.requires_grad_(False)
+            for parameter in backbone.stage_parameters(config.stage):
+                parameter.requires_grad_(True)
+        elif not self.resumed:
+            for stage in backbone.stages:
+                given = config.stages.get(stage)
+                load_stage(self.model, stage, given if isinstance(given, str) else config.of_stage(stage).out)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameters: those that learn, by whether weight decay is for them."""
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        if self.config.decayed == "all":
+            return [{"params": learning}]
+        matrices = [p for p in learning if p.dim() >= 2]
+        return [{"params": matrices}, {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0}]
 
     def close(self) -> None:
         """Leave the group of processes, if there is one."""
@@ -185,7 +218,7 @@ class Trainer:
         torch.manual_seed(derive_signed(self.config.seed, TORCH, self.step, self.rank))
         self.optimizer.zero_grad(set_to_none=True)
         with counts_of_all_processes(self.processes > 1):
-            loss, terms = self.objective(batch, seeds)
+            loss, terms = self.objective(batch, seeds, (self.step // self.per_epoch) / self.config.epochs)
         self.accelerator.backward(loss)
         return terms
 
@@ -248,15 +281,15 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the mean losses over the validation split, clips weighted by their frames."""
-        self.model.eval()
+        self.terms.eval()
         means = Means()
         for batch in evaluation_batches(self.validation, batch=self.config.batch_size, rank=self.rank, processes=self.processes):
             batch = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             seeds = clip_seeds(self.config.seed, VALIDATE, batch["index"].tolist()).to(self.device)
             with self.accelerator.autocast():
-                losses = self.model(**{name: batch[name] for name in _INPUTS}, seed=seeds).losses
+                losses = self.terms.losses(batch, seeds, progress=0.0, validate=True)
             means.add({name: float(value) for name, value in losses.items()}, float(batch["lengths"].sum()))
-        self.model.train()
+        self.terms.train()
         if self.processes > 1:
             means = self._sum_of_processes(means)
         return means.take()
@@ -323,7 +356,8 @@ class Trainer:
         self.flush()
         epoch = self.step // self.per_epoch
         record: dict[str, Any] = {"epoch": epoch, "step": self.step, "train": self.epoch_means.take()}
-        self.model.backbone.end_epoch(record["train"])
+        if self.config.stage is None:
+            self.model.backbone.end_epoch(record["train"])
         if epoch % self.config.validate_every == 0 or epoch == self.config.epochs:
             record["validation"] = self.validate()
         self.history.append(record)
