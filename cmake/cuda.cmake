@@ -30,7 +30,7 @@ function(emc_probe_cuda)
   set(EMC_CUDA_VERSION "${version}" PARENT_SCOPE)
   execute_process(COMMAND ${EMC_NVCC} --list-gpu-arch OUTPUT_VARIABLE text ERROR_QUIET)
   set(targets "")
-  foreach(arch 70 75 80 86 90)
+  foreach(arch 70 75 80 90) # code for 80 runs on 86 and 89 as it stands
     if(text MATCHES "compute_${arch}[ \r\n]")
       list(APPEND targets ${arch})
     endif()
@@ -40,7 +40,7 @@ function(emc_probe_cuda)
     return()
   endif()
   if(NOT targets)
-    set(EMC_CUDA_STATUS "nvcc ${version} knows none of the targets 70, 75, 80, 86, 90" PARENT_SCOPE)
+    set(EMC_CUDA_STATUS "nvcc ${version} knows none of the targets 70, 75, 80, 90" PARENT_SCOPE)
     return()
   endif()
   find_library(cudart NAMES cudart_static NO_CACHE NO_DEFAULT_PATH HINTS ${top} PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib targets/sbsa-linux/lib)
@@ -63,21 +63,24 @@ function(emc_probe_cuda)
   endforeach()
   list(GET targets -1 last)
   list(APPEND codes -gencode arch=compute_${last},code=compute_${last}) # PTX for what comes after
-  set(objects "")
-  file(GLOB headers CONFIGURE_DEPENDS csrc/cuda/*.cuh csrc/cuda/*.h)
+  # One unit for all launchers, its targets compiled side by side: a unit of its own for each would parse the toolkit's headers anew for
+  # every target. -fmad=false: the kernels say themselves where a product is added in one rounding (csrc/cuda/base.cuh).
+  set(unit "")
   foreach(source IN LISTS cuda_sources)
-    get_filename_component(stem ${source} NAME_WE)
-    set(object ${CMAKE_BINARY_DIR}/cuda/${stem}.o)
-    add_custom_command(OUTPUT ${object} COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/cuda
-      COMMAND ${EMC_NVCC} -O3 -std=c++17 ${codes} -Xcompiler=-fPIC,-fvisibility=hidden -I${CMAKE_SOURCE_DIR}/csrc -c ${source} -o ${object}
-      DEPENDS ${source} ${headers} COMMENT "nvcc ${stem}" VERBATIM)
-    list(APPEND objects ${object})
+    string(APPEND unit "#include \"${source}\"\n")
   endforeach()
-  set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/cuda/kernels.cu CONTENT "${unit}")
+  set(object ${CMAKE_BINARY_DIR}/cuda/kernels.o)
+  file(GLOB headers CONFIGURE_DEPENDS csrc/*.h csrc/cuda/*.cuh csrc/cuda/*.h)
+  add_custom_command(OUTPUT ${object}
+    COMMAND ${EMC_NVCC} -O3 -std=c++17 -fmad=false --threads 0 ${codes} -Xcompiler=-fPIC,-fvisibility=hidden -I${CMAKE_SOURCE_DIR}/csrc
+      -c ${CMAKE_BINARY_DIR}/cuda/kernels.cu -o ${object}
+    DEPENDS ${cuda_sources} ${headers} ${CMAKE_BINARY_DIR}/cuda/kernels.cu COMMENT "nvcc for ${targets}" VERBATIM)
+  set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
   list(JOIN targets "," joined)
   set(EMC_CUDA_STATUS "nvcc ${version} for ${joined} and PTX ${last}" PARENT_SCOPE)
   set(EMC_CUDA_TARGETS "${joined}" PARENT_SCOPE)
-  set(cuda_objects ${objects} PARENT_SCOPE)
+  set(cuda_objects ${object} PARENT_SCOPE)
   set(cuda_libraries ${cudart} dl pthread rt PARENT_SCOPE)
 endfunction()
 

@@ -2,7 +2,14 @@
 // Nothing here knows torch; nothing here is compiled differently from one instruction set to the next.
 #pragma once
 
+#ifdef __CUDACC_RTC__  // NVRTC has no headers of the C library
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long int64_t;
+typedef unsigned long uint64_t;
+#else
 #include <cstdint>
+#endif
 
 namespace emc {
 
@@ -19,6 +26,20 @@ struct Rows {
   const int64_t* strides;
 };
 
+// Tensors of one shape (*outer, width), walked row by row: neighbouring outer dimensions are merged where every tensor steps through them
+// evenly, so that dense tensors are left with one. Copied into a kernel's arguments as it stands.
+struct Walk {
+  static constexpr int kMaxOuter = 16;
+  int outer;
+  int64_t sizes[kMaxOuter];
+  int64_t rows, width;
+};
+struct Operand {
+  const void* data;
+  int64_t outer[Walk::kMaxOuter];  // strides in elements
+  int64_t stride;                  // of the last dimension
+};
+
 // One dense int64 tensor of seeds and how rows find theirs; see docs/operators.md, "Noise".
 struct Noise {
   const int64_t* seeds;   // (num_seeds,)
@@ -27,6 +48,14 @@ struct Noise {
   int64_t frame_offset;
   uint32_t stream;
 };
+
+// Dropout keeps an element where u >= p. In integers: where (w >> 9) >= keep_from(p).
+static inline uint32_t keep_from(double p) {
+  const double bound = p * 8388608.0 - 0.5;
+  if (!(bound > 0.0)) return 0;
+  const uint32_t below = static_cast<uint32_t>(bound);
+  return static_cast<double>(below) < bound ? below + 1 : below;
+}
 
 }  // namespace emc
 

@@ -11,6 +11,8 @@ struct AtenTensorOpaque;
 using AtenTensorHandle = AtenTensorOpaque*;
 class TorchLibraryOpaque;
 using TorchLibraryHandle = TorchLibraryOpaque*;
+struct DeviceGuardOpaque;
+using DeviceGuardHandle = DeviceGuardOpaque*;
 using AOTITorchError = int32_t;
 using StableIValue = uint64_t;
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* ctx);
@@ -36,9 +38,15 @@ EMC_TORCH_API AOTITorchError aoti_torch_get_numel(AtenTensorHandle tensor, int64
 EMC_TORCH_API AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** ret_sizes);
 EMC_TORCH_API AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** ret_strides);
 EMC_TORCH_API AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret_dtype);
+EMC_TORCH_API AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret_device_type);
+EMC_TORCH_API AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* ret_device_index);
 EMC_TORCH_API AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool* ret_is_contiguous);
 EMC_TORCH_API AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr, int32_t dtype,
                                                       int32_t device_type, int32_t device_index, AtenTensorHandle* ret_new_tensor);
+
+// the current device of an accelerator
+EMC_TORCH_API AOTITorchError aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* ret_guard);
+EMC_TORCH_API AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard);
 
 // registration and threads
 EMC_TORCH_API AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* k, const char* file, uint32_t line,

@@ -11,21 +11,21 @@ namespace {
 class Cursor {
  public:
   EMC_INLINE Cursor(const FusionKl& args, int64_t row) : args_(args) {
-    for (int d = args.outer - 1; d >= 0; --d) {
-      at_[d] = row % args.sizes[d];
-      row /= args.sizes[d];
+    for (int d = args.walk.outer - 1; d >= 0; --d) {
+      at_[d] = row % args.walk.sizes[d];
+      row /= args.walk.sizes[d];
     }
   }
   EMC_INLINE void next() {
-    for (int d = args_.outer - 1; d >= 0; --d) {
-      if (++at_[d] < args_.sizes[d]) return;
+    for (int d = args_.walk.outer - 1; d >= 0; --d) {
+      if (++at_[d] < args_.walk.sizes[d]) return;
       at_[d] = 0;
     }
   }
   template <class T>
-  EMC_INLINE const T* row(const FusionKl::Operand& operand) const {
+  EMC_INLINE const T* row(const Operand& operand) const {
     int64_t offset = 0;
-    for (int d = 0; d < args_.outer; ++d) offset += at_[d] * operand.outer[d];
+    for (int d = 0; d < args_.walk.outer; ++d) offset += at_[d] * operand.outer[d];
     return static_cast<const T*>(operand.data) + offset;
   }
   EMC_INLINE bool counts() const { return args_.mask.data == nullptr || *row<uint8_t>(args_.mask) != 0; }
@@ -33,7 +33,7 @@ class Cursor {
 
  private:
   const FusionKl& args_;
-  int64_t at_[FusionKl::kMaxOuter];
+  int64_t at_[Walk::kMaxOuter];
 };
 
 // A row is taken in pieces. What is summed over a piece in float32 is added up in float64, so that a long row is as exact as a short one;
@@ -54,8 +54,8 @@ class Row {
   // Calls visit(first element, count) for each piece, after which read(k, i, ...) gives its elements from i on.
   template <class Visit>
   EMC_INLINE void for_pieces(const Visit& visit) {
-    for (int64_t first = 0; first < args_.width; first += kPiece) {
-      const int64_t n = args_.width - first < kPiece ? args_.width - first : kPiece;
+    for (int64_t first = 0; first < args_.walk.width; first += kPiece) {
+      const int64_t n = args_.walk.width - first < kPiece ? args_.walk.width - first : kPiece;
       for (int k = 0; k < kInputs; ++k) {
         const int64_t stride = args_.input[k].stride;
         at_[k] = row_[k] + first * stride;
@@ -97,7 +97,7 @@ template <class Loss>
 EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, const Loss& loss) {
   for (int64_t block = begin; block < end; ++block) {
     int64_t row = block * FusionKl::kRowsPerBlock;
-    const int64_t last = row + FusionKl::kRowsPerBlock < args.rows ? row + FusionKl::kRowsPerBlock : args.rows;
+    const int64_t last = row + FusionKl::kRowsPerBlock < args.walk.rows ? row + FusionKl::kRowsPerBlock : args.walk.rows;
     double sum = 0.0;
     for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
       const double value = cursor.counts() ? loss(cursor, row) : 0.0;
@@ -112,14 +112,14 @@ EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, con
 template <class T, int kInputs, class Differentiate>
 EMC_INLINE void differentiate_blocks(const FusionKl& args, int64_t begin, int64_t end, const Differentiate& differentiate) {
   int64_t row = begin * FusionKl::kRowsPerBlock;
-  const int64_t last = end * FusionKl::kRowsPerBlock < args.rows ? end * FusionKl::kRowsPerBlock : args.rows;
+  const int64_t last = end * FusionKl::kRowsPerBlock < args.walk.rows ? end * FusionKl::kRowsPerBlock : args.walk.rows;
   for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
     T* out[kInputs];
-    for (int k = 0; k < kInputs; ++k) out[k] = static_cast<T*>(args.grad_input[k]) + row * args.width;
+    for (int k = 0; k < kInputs; ++k) out[k] = static_cast<T*>(args.grad_input[k]) + row * args.walk.width;
     if (cursor.counts()) {
       differentiate(cursor, row, out);
     } else {
-      for (int k = 0; k < kInputs; ++k) std::memset(out[k], 0, static_cast<size_t>(args.width) * sizeof(T));
+      for (int k = 0; k < kInputs; ++k) std::memset(out[k], 0, static_cast<size_t>(args.walk.width) * sizeof(T));
     }
   }
 }

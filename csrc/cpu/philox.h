@@ -119,13 +119,5 @@ EMC_INLINE void normals(const NoiseRow& row, int64_t group, F x[4]) {
   interleave(x);
 }
 
-// Dropout keeps an element where u >= p. In integers: where (w >> 9) >= keep_from(p).
-EMC_INLINE uint32_t keep_from(double p) {
-  const double bound = p * 0x1p23 - 0.5;
-  if (!(bound > 0.0)) return 0;
-  const uint32_t below = static_cast<uint32_t>(bound);
-  return static_cast<double>(below) < bound ? below + 1 : below;
-}
-
 }  // namespace
 }  // namespace emc::EMC_ISA

@@ -76,6 +76,16 @@ class Tensor {
     check(aoti_torch_get_dtype(handle_, &t), "a dtype");
     return t;
   }
+  int32_t device_type() const {
+    int32_t t = 0;
+    check(aoti_torch_get_device_type(handle_, &t), "a device");
+    return t;
+  }
+  int32_t device_index() const {
+    int32_t i = 0;
+    check(aoti_torch_get_device_index(handle_, &i), "a device");
+    return i;
+  }
   bool is_contiguous() const {
     bool yes = false;
     check(aoti_torch_is_contiguous(handle_, &yes), "contiguity");
@@ -138,8 +148,8 @@ inline Rows rows_of(const Tensor& tensor, const char* name) {
   return Rows{tensor.data(), dtype_of(tensor, name), sizes[n - 1], strides[n - 1], n - 1, sizes, strides};
 }
 
-// --- outputs: dense, on the CPU; filled with NaN when tests ask for it ---
-inline Tensor empty_cpu(const int64_t* sizes, int64_t ndim, int32_t torch_dtype) {
+// --- outputs: dense; on the CPU filled with NaN when tests ask for it ---
+inline Tensor empty_dense(const int64_t* sizes, int64_t ndim, int32_t torch_dtype, int32_t device_type, int32_t device_index) {
   std::vector<int64_t> strides(static_cast<size_t>(ndim));
   int64_t numel = 1;
   for (int64_t d = ndim - 1; d >= 0; --d) {
@@ -147,9 +157,11 @@ inline Tensor empty_cpu(const int64_t* sizes, int64_t ndim, int32_t torch_dtype)
     numel *= sizes[d] > 0 ? sizes[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  check(aoti_torch_empty_strided(ndim, sizes, strides.data(), torch_dtype, aoti_torch_device_type_cpu(), 0, &handle),
-        "memory for an output");
-  Tensor tensor(handle);
+  check(aoti_torch_empty_strided(ndim, sizes, strides.data(), torch_dtype, device_type, device_index, &handle), "memory for an output");
+  return Tensor(handle);
+}
+inline Tensor empty_cpu(const int64_t* sizes, int64_t ndim, int32_t torch_dtype) {
+  Tensor tensor = empty_dense(sizes, ndim, torch_dtype, aoti_torch_device_type_cpu(), 0);
   if (poison_memory() && tensor.numel() > 0)
     __builtin_memset(tensor.data(), 0xff, static_cast<size_t>(tensor.numel()) * aoti_torch_dtype_element_size(torch_dtype));
   return tensor;
@@ -167,7 +179,10 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 }
 
 // --- noise arguments: seed int64 of shape (1,) or a prefix of the leading dimensions; rows of `like` are (*lead, T) ---
-inline Noise noise_of(const Tensor& like, const Tensor& seed, int64_t stream, const Tensor& frame_offset) {
+struct NoiseLayout {
+  int64_t rows_per_seed, frames;
+};
+inline NoiseLayout noise_layout(const Tensor& like, const Tensor& seed, const Tensor& frame_offset) {
   if (seed.torch_dtype() != aoti_torch_dtype_int64() || !seed.is_contiguous())
     throw std::runtime_error("emc_fast: seed must be a contiguous int64 tensor");
   if (frame_offset && (frame_offset.torch_dtype() != aoti_torch_dtype_int64() || frame_offset.numel() != 1))
@@ -177,7 +192,11 @@ inline Noise noise_of(const Tensor& like, const Tensor& seed, int64_t stream, co
   for (int64_t d = 0; d < like.dim() - 2; ++d) lead *= like.size(d);
   const int64_t seeds = seed.numel();
   if (seeds == 0 ? lead != 0 : lead % seeds != 0) throw std::runtime_error("emc_fast: the seeds do not divide the leading dimensions");
-  return Noise{seed.data_as<const int64_t>(), seeds == 0 ? 1 : lead / seeds, frames,
+  return {seeds == 0 ? 1 : lead / seeds, frames};
+}
+inline Noise noise_of(const Tensor& like, const Tensor& seed, int64_t stream, const Tensor& frame_offset) {
+  const NoiseLayout layout = noise_layout(like, seed, frame_offset);
+  return Noise{seed.data_as<const int64_t>(), layout.rows_per_seed, layout.frames,
                frame_offset ? *frame_offset.data_as<const int64_t>() : 0, static_cast<uint32_t>(stream)};
 }
 

@@ -5,6 +5,9 @@
 
 #include "boxed.h"
 #include "build_config.h"
+#ifdef EMC_HAVE_CUDA
+#include "../cuda/device.h"
+#endif
 
 namespace emc {
 namespace {
@@ -63,5 +66,14 @@ EMC_EXPORT int emc_fast_set_isa(const char* name) {
   const auto level = emc::parse(name);
   if (level) emc::chosen = *level;
   return level ? 0 : 1;
+}
+// Why the CUDA kernels of this build cannot run in this process, or the empty string. Asks the driver.
+EMC_EXPORT const char* emc_fast_cuda_problem() {
+#ifdef EMC_HAVE_CUDA
+  const char* problem = emc::cuda::emc_cuda_problem();
+  return problem != nullptr ? problem : "";
+#else
+  return "built without CUDA";
+#endif
 }
 EMC_EXPORT void emc_fast_set_poison(int on) { emc::poison = on != 0; }

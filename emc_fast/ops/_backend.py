@@ -109,6 +109,8 @@ def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | 
         return f"this version has no {'CUDA' if backend == 'cuda' else 'CPU'} kernel for {operator.name}"
     elif device != backend:
         return f"the tensors are on {device}"
+    elif backend == "cuda" and (reason := native().cuda_problem):
+        return reason
     if dtype is not None and dtype not in operator.dtypes:
         taken = ", ".join(str(d).removeprefix("torch.") for d in operator.dtypes)
         return f"the kernel takes {taken}, not {str(dtype).removeprefix('torch.')}"

@@ -168,6 +168,21 @@ class NativeLibrary:
         """The instruction set whose kernels run, or ``""`` without the library."""
         return self.handle.emc_fast_isa().decode() if self.handle is not None else ""
 
+    @functools.cached_property
+    def cuda_problem(self) -> str:
+        """Why the CUDA kernels in the library cannot run on the devices that torch sees, or ``""``; asks the driver once."""
+        if self.handle is None or not torch.cuda.is_available():
+            return self.problem
+        built = self.stamp["cuda"]
+        if reason := self.handle.emc_fast_cuda_problem().decode():
+            return f"the CUDA runtime in the library ({built}) cannot work here: {reason}"
+        oldest = min(int(target) for target in re.findall(r"\d+", built.partition(" for ")[2].partition(" and ")[0]))
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            if 10 * major + minor < oldest:
+                return f"device {index} has capability {major}.{minor}, and the library was built by {built}: it takes an older toolkit"
+        return ""
+
     def set_poison(self, on: bool) -> None:
         """Fill every fresh output with NaN (for tests; ``EMC_FAST_POISON`` does it from the start)."""
         if self.handle is not None:
@@ -184,7 +199,7 @@ def native() -> NativeLibrary:
         try:
             handle = ctypes.CDLL(str(path))  # before torch does, whose own error leaves out the loader's reason
             torch.ops.load_library(str(path))
-            handle.emc_fast_isa.restype = ctypes.c_char_p
+            handle.emc_fast_isa.restype = handle.emc_fast_cuda_problem.restype = ctypes.c_char_p
             wanted, taken = os.environ.get("EMC_FAST_ISA"), handle.emc_fast_isa().decode()
             if wanted and wanted != taken:
                 logger.warning("EMC_FAST_ISA=%s cannot be used by this build on this machine: %s is taken", wanted, taken)

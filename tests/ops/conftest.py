@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -37,24 +38,40 @@ def _quiet_threads() -> Iterator[None]:
     assert native().isa == isa, "this test left another instruction set in use than it found"
 
 
-@pytest.fixture(params=targets(), ids=str)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`target` runs over the kernels of the operator whose file stem the test file has: tests/ops/test_<op>.py."""
+    if "target" in metafunc.fixturenames:
+        operator = metafunc.module.__name__.rpartition("test_")[2]
+        every_order = "parity" in metafunc.function.__name__
+        metafunc.parametrize("target", targets(operator, every_order=every_order), ids=str, indirect=True, scope="function")
+
+
+@pytest.fixture
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Every kernel that this build has: the CPU's, one per instruction set; on a GPU also its back ends (`-m gpu`)."""
+    """One set of kernels: the CPU's of an instruction set, the CUDA kernels on the emulator, or on a GPU its back ends (`-m gpu`).
+
+    New tensors of the test are made on the target's device, so that the same test runs unchanged on every machine.
+    """
     chosen: Target = request.param
-    stem = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    if reason := chosen.missing("philox_normal" if stem == "philox" else stem):
+    if reason := chosen.missing():
         pytest.skip(reason)
-    library, before = native(), native().isa
-    if chosen.isa:
-        library.set_isa(chosen.isa)
-    with use_backend(chosen.backend):
+    with ExitStack() as stack:
+        if chosen.isa:
+            stack.callback(native().set_isa, native().isa)
+            native().set_isa(chosen.isa)
+        if chosen.emulated:
+            from cuda_emulator import build
+
+            stack.enter_context(build.enabled(chosen.emulated))
+        if chosen.device != "cpu":
+            stack.enter_context(torch.device(chosen.device))
+        stack.enter_context(use_backend(chosen.backend))
         yield chosen
-    library.set_isa(before)
 
 
 @pytest.fixture
 def isa(target: Target) -> str:
     """The instruction set in use, for operators that have kernels for the CPU only."""
-    if target.backend != "cpu":
+    if not target.isa:
         pytest.skip("this operator has no kernel for the GPU; its CPU kernels are tested on every machine")
     return target.isa

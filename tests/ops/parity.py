@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from emc_fast.errors import BackendError
 from emc_fast.ops import use_backend
 from emc_fast.ops._library import has_kernel, native
 
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Function = Callable[..., Any]
 Inputs = Mapping[str, Tensor | None]
@@ -42,34 +44,44 @@ def needs_for_isa(isa: str) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """One set of kernels: the back end, the device of its tensors, and for the CPU the instruction set."""
+    """One set of kernels: the back end, the device of its tensors, for the CPU the instruction set.
+
+    `emulated` names an order of threads: the CUDA kernels, run on the CPU by the emulator (tests/cuda_emulator) in the place of the CPU's.
+    """
 
     backend: str
     device: str
     isa: str = ""
+    emulated: str = ""
 
     def __str__(self) -> str:
-        return "-".join(part for part in (self.backend, self.isa) if part)
+        return f"emulated-{self.emulated}" if self.emulated else "-".join(part for part in (self.backend, self.isa) if part)
 
-    def missing(self, operator: str) -> str:
-        """What a machine or this version would need to run an operator on it, or the empty string."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            return "needs a CUDA device"
-        if self.backend == "triton" and (reason := kernels.triton_reason(operator)):
+    def missing(self) -> str:
+        """What a machine would need to run it, or the empty string."""
+        if self.device == "cuda":
+            if not torch.cuda.is_available():
+                return "needs a CUDA device: `pytest -m gpu` on a machine with one"
+            if self.backend == "cuda" and not has_kernel("philox_normal", "CUDA"):
+                return "needs a build with CUDA kernels (an nvcc at build time)"
+        if self.backend == "triton" and (reason := kernels.device_reason()):
             return reason
         return needs_for_isa(self.isa) if self.isa else ""
 
 
-def targets() -> list[Any]:
-    """Everything that this build could run, whether or not this machine can."""
+def targets(operator: str, *, every_order: bool) -> list[Any]:
+    """Everything that could run the operator of this file stem, whether or not this machine can.
+
+    Emulated threads run in an order that is drawn anew all the time, or in each of the three orders where `every_order` is set.
+    """
     isas = native().stamp.get("isas", "base").split(",")
     found: list[Any] = [Target("cpu", "cpu", isa) for isa in isas]
-    if has_kernel("philox_normal", "CUDA"):
+    if (ROOT / "csrc" / "cuda" / f"{operator}.cu").exists():
+        found += [Target("cpu", "cpu", emulated=order) for order in (("forward", "reverse", "shuffled") if every_order else ("shuffled",))]
         found.append(pytest.param(Target("cuda", "cuda"), marks=pytest.mark.gpu))
-    if kernels.interpreting():
-        found.append(Target("triton", "cpu"))
-    else:
-        found.append(pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu))
+    if (ROOT / "kernels" / f"{operator}.py").exists():
+        interpreted = kernels.interpreting()
+        found.append(Target("triton", "cpu") if interpreted else pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu))
     return found
 
 
@@ -89,10 +101,10 @@ def pick(rng: random.Random, *choices: Any) -> Any:
     return rng.choice(chosen) if isinstance(chosen, range) else chosen
 
 
-def normal(rng: random.Random, *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu", scale: float = 1.0) -> Tensor:
-    """Normal values that `dtype` holds exactly, so that truth and kernel start from the same numbers."""
-    generator = torch.Generator().manual_seed(rng.getrandbits(40))
-    return (torch.randn(shape, generator=generator) * scale).to(dtype).to(device)
+def normal(rng: random.Random, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    """Normal values that `dtype` holds exactly, so that truth and kernel start from the same numbers; the same ones on every device."""
+    generator = torch.Generator("cpu").manual_seed(rng.getrandbits(40))
+    return (torch.randn(shape, generator=generator, device="cpu") * scale).to(dtype).to(torch.get_default_device())
 
 
 def outputs_of(result: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,145 @@
+// CUDA on the CPU, for tests: every CUDA thread is a fiber, blocks run one after the other, barriers and shuffles are real.
+//
+// The kernels (csrc/cuda/*.cuh) and launchers (csrc/cuda/*.cu) are compiled unchanged by the host's C++ compiler with this file included
+// first (-include) and -DEMC_EMULATOR. What it can show: wrong results, a missing barrier (the three scheduling orders then disagree), a
+// barrier that not all threads reach (an exception), accesses out of bounds (with -fsanitize=address,undefined). What it cannot: speed,
+// bank conflicts, coalescing, the memory model between blocks.
+//
+// Limits: warp operations take the full mask, and shared memory comes from emc::cuda::shared_memory() alone. It is filled with NaN before
+// each block.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+namespace emu {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+enum class State { kReady, kAtWarp, kAtBlock, kDone };
+enum class Meeting { kNone, kSync, kShuffle, kBallot };  // what a lane waits in: all lanes of a warp must wait in the same
+
+struct Warp {
+  alignas(16) unsigned char slot[2][kWarp][16];  // values of two shuffles: one lane may be a shuffle ahead of another
+};
+
+struct Thread {
+  dim3 thread_index, block_index;
+  unsigned lane = 0;
+  unsigned parity = 0;
+  Warp* warp = nullptr;
+  State state = State::kReady;
+  Meeting meeting = Meeting::kNone;
+  void* stack_pointer = nullptr;  // while it does not run
+};
+
+extern Thread* current;
+extern dim3 block_dim, grid_dim;
+
+void meet(Meeting meeting);  // wait for the warp
+void sync_threads();         // wait for the block
+[[noreturn]] void fail(const char* text);
+void* shared();
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+inline void need_full(unsigned mask) {
+  if (mask != kFullMask) fail("the emulator takes full warp masks only");
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source) {
+  static_assert(sizeof(T) <= 16);
+  need_full(mask);
+  Thread& me = *current;
+  const unsigned parity = me.parity;
+  std::memcpy(me.warp->slot[parity][me.lane], &value, sizeof value);
+  me.parity ^= 1;
+  meet(Meeting::kShuffle);
+  std::memcpy(&value, me.warp->slot[parity][source % kWarp], sizeof value);
+  return value;
+}
+
+}  // namespace emu
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define threadIdx (::emu::current->thread_index)
+#define blockIdx (::emu::current->block_index)
+#define blockDim (::emu::block_dim)
+#define gridDim (::emu::grid_dim)
+
+inline void __syncthreads() { emu::sync_threads(); }
+inline void __syncwarp(unsigned mask = emu::kFullMask) {
+  emu::need_full(mask);
+  emu::meet(emu::Meeting::kSync);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source) {
+  return emu::shuffle(mask, value, static_cast<unsigned>(source));
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return emu::shuffle(mask, value, emu::current->lane ^ static_cast<unsigned>(lanes));
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned lanes) {
+  const unsigned lane = emu::current->lane;
+  return emu::shuffle(mask, value, lane < lanes ? lane : lane - lanes);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned lanes) {
+  const unsigned lane = emu::current->lane;
+  return emu::shuffle(mask, value, lane + lanes >= emu::kWarp ? lane : lane + lanes);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  emu::need_full(mask);
+  emu::Thread& me = *emu::current;
+  const unsigned parity = me.parity;
+  me.warp->slot[parity][me.lane][0] = predicate != 0;
+  me.parity ^= 1;
+  emu::meet(emu::Meeting::kBallot);
+  unsigned votes = 0;
+  for (unsigned i = 0; i < emu::kWarp; ++i) votes |= static_cast<unsigned>(me.warp->slot[parity][i][0]) << i;
+  return votes;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == emu::kFullMask; }
+
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32); }
+inline unsigned __float_as_uint(float x) {
+  unsigned u;
+  std::memcpy(&u, &x, sizeof u);
+  return u;
+}
+inline float __uint_as_float(unsigned u) {
+  float x;
+  std::memcpy(&x, &u, sizeof x);
+  return x;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+using std::fma;
+using std::fmaf;
+using std::sqrt;
