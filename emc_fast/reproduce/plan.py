@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..backbones import backbone_class
 from ..data import default_cache_dir
 from ..errors import DataError
 from ..training import TrainConfig, demo_config, epoch_seconds, recipe
@@ -83,24 +84,59 @@ def make_plan(
         configs = {variant: settings(backbone, variant, data=data, out=out, size=size, seed=seed) for variant in VARIANTS}
         if backbone not in epochs:
             if budget is None:
-                epochs[backbone] = configs["emc"].epochs
+                epochs |= _published_epochs(configs["emc"])
             else:
-                epochs[backbone] = _epochs_within(configs, 60 * budget * TRAINING_SHARE / len(backbones), say)
+                epochs |= _epochs_within(configs, 60 * budget * TRAINING_SHARE / len(backbones), say)
+        first = None
         for variant, config in configs.items():
-            config = dataclasses.replace(config, epochs=epochs[backbone])
-            runs[backbone, variant] = dataclasses.replace(config, out=str(out / "runs" / f"{backbone}-{variant}-{digest(config)}"))
+            config = with_epochs(config, epochs)
+            config = dataclasses.replace(config, out=str(out / "runs" / f"{backbone}-{variant}-{digest(config)}"))
+            # What a backbone learns before its own training is the same for all three: it is trained in the first one's run.
+            first = first or config
+            if config is not first:
+                config = dataclasses.replace(config, stages={stage: first.of_stage(stage).out for stage in _stages(first)})
+            runs[backbone, variant] = config
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, asked | {"epochs": epochs})
     return Plan(size, budget, runs)
 
 
-def _epochs_within(configs: Mapping[str, TrainConfig], seconds: float, say: Callable[[str], None]) -> int:
-    """How many epochs fit into so many seconds on this machine: the same for all trainings of a backbone, as in the paper."""
-    one_of_each = 0.0
-    for config in configs.values():
-        with TemporaryDirectory(prefix="emc-fast-timing-") as folder:
-            one_of_each += epoch_seconds(dataclasses.replace(config, out=f"{folder}/run"))
-    fits = max(int(seconds / one_of_each), LEAST_EPOCHS)
-    backbone = BACKBONES[next(iter(configs.values())).model.backbone]
-    say(f"{backbone}: an epoch of all {len(configs)} trainings takes {one_of_each:.1f} s, so {fits} epochs {clock(fits * one_of_each)}")
-    return fits
+def _stages(config: TrainConfig) -> tuple[str, ...]:
+    return backbone_class(config.model.backbone).stages
+
+
+def with_epochs(config: TrainConfig, epochs: Mapping[str, int]) -> TrainConfig:
+    """The settings with epochs by ``backbone`` and ``backbone/stage``."""
+    name = config.model.backbone
+    stages = {stage: {**config.stages.get(stage, {}), "epochs": epochs[f"{name}/{stage}"]} for stage in _stages(config)}
+    return dataclasses.replace(config, epochs=epochs[name], stages=stages)
+
+
+def _published_epochs(config: TrainConfig) -> dict[str, int]:
+    name = config.model.backbone
+    return {name: config.epochs} | {f"{name}/{stage}": config.of_stage(stage).epochs for stage in _stages(config)}
+
+
+def _epochs_within(configs: Mapping[str, TrainConfig], seconds: float, say: Callable[[str], None]) -> dict[str, int]:
+    """How many epochs fit into so many seconds on this machine: the same for all trainings of a backbone, as in the paper.
+
+    Each stage that the backbone has gets the time of one of its trainings.
+    """
+    backbone = next(iter(configs.values())).model.backbone
+    stages = _stages(configs["emc"])
+    share = seconds / (len(configs) + len(stages))
+    epochs = {}
+
+    def fit(name: str, what: str, one: float, available: float) -> None:
+        epochs[name] = max(int(available / one), LEAST_EPOCHS)
+        say(f"{BACKBONES[backbone]}: an epoch of {what} takes {one:.1f} s, so {epochs[name]} epochs {clock(epochs[name] * one)}")
+
+    with TemporaryDirectory(prefix="emc-fast-timing-") as folder:
+        done = {}
+        for stage in stages:
+            part = dataclasses.replace(configs["emc"].of_stage(stage), out=f"{folder}/{stage}")
+            fit(f"{backbone}/{stage}", f"its {stage}", epoch_seconds(part), share)
+            done[stage] = part.out
+        trials = [dataclasses.replace(config, out=f"{folder}/{variant}", stages=done) for variant, config in configs.items()]
+        fit(backbone, f"its {len(trials)} trainings", sum(map(epoch_seconds, trials)), share * len(trials))
+    return epochs
