@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,16 +17,19 @@ from .race import Case, reference
 
 # (B, T, d): training clips and whole clips of Trans-VAE
 SIZES = ([(2, 256, 128)], [(1, 64, 128), (4, 256, 128), (16, 256, 128), (1, 750, 128), (4, 750, 128)])
+REGNN_WINDOWS, REGNN_LISTENERS = 16, 10
+"""A step of the published recipe has 128 windows; on a CPU an eighth of that says the same."""
 
 
-def streams(batch: int, frames: int, *, targets: bool) -> dict[str, Tensor]:
+def streams(batch: int, frames: int, *, targets: bool, listeners: int = 0) -> dict[str, Tensor]:
     widths = {"face": 58, "speech": 78, "face_emotion": 25, "speech_emotion": 10}
     widths |= {"target_3dmm": 58, "target_emotion": 25} if targets else {}
-    return {name: torch.randn(batch, frames, width) for name, width in widths.items()}
+    given = {name: torch.randn(batch, frames, width) for name, width in widths.items()}
+    return given | ({"appropriate_emotion": torch.randn(batch, frames, listeners, 25)} if listeners else {})
 
 
-def built(width: int) -> EMCModel:
-    return EMCModel(EMCConfig(d_model=width))
+def built(width: int, backbone: str = "trans_vae") -> EMCModel:
+    return EMCModel(EMCConfig(d_model=width, backbone=backbone))
 
 
 def gate(outcome: Any, model: EMCModel, inputs: dict[str, Tensor]) -> None:
@@ -40,8 +44,27 @@ def gate(outcome: Any, model: EMCModel, inputs: dict[str, Tensor]) -> None:
 
 def test_generation(race, size) -> None:
     batch, frames, width = size
-    model, inputs = built(width).eval(), streams(batch, frames, targets=False)
+    race_generation(race, f"{batch} x {frames} x {width}, K=10", built(width).eval(), streams(batch, frames, targets=False))
 
+
+def test_training_step(race, size) -> None:
+    batch, frames, width = size
+    race_training(race, f"{batch} x {frames} x {width}", built(width).train(), streams(batch, frames, targets=True))
+
+
+@pytest.mark.parametrize("frames", [50, 750])
+def test_regnn_generation(race, frames) -> None:
+    race_generation(race, f"REGNN 1 x {frames} x 128, K=10", built(128, "regnn").eval(), streams(1, frames, targets=False))
+
+
+def test_regnn_training_step(race) -> None:
+    inputs = streams(REGNN_WINDOWS, 50, targets=True, listeners=REGNN_LISTENERS)
+    model = built(128, "regnn").train()
+    model(**inputs, seed=3)  # ActNorm takes its beginning
+    race_training(race, f"REGNN {REGNN_WINDOWS} x 50 x 128, {REGNN_LISTENERS} listeners", model, inputs)
+
+
+def race_generation(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             out = net(**tensors, num_samples=10, seed=3)
@@ -50,22 +73,10 @@ def test_generation(race, size) -> None:
     def generate(**tensors: Tensor) -> Tensor:
         return outcome(model, tensors)["reaction_3dmm"]
 
-    race(
-        Case(
-            "model, generation",
-            f"{batch} x {frames} x {width}, K=10",
-            generate,
-            inputs,
-            {"reference": reference(generate)},
-            gate=lambda: gate(outcome, model, inputs),
-        )
-    )
+    race(Case("model, generation", size, generate, inputs, {"reference": reference(generate)}, gate=lambda: gate(outcome, model, inputs)))
 
 
-def test_training_step(race, size) -> None:
-    batch, frames, width = size
-    model, inputs = built(width).train(), streams(batch, frames, targets=True)
-
+def race_training(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         total = net(**tensors, seed=3).losses["total"]
         names, weights = zip(*((n, p) for n, p in net.named_parameters() if p.requires_grad), strict=True)
@@ -89,7 +100,7 @@ def test_training_step(race, size) -> None:
     race(
         Case(
             "model, training step",
-            f"{batch} x {frames} x {width}",
+            size,
             step_of(copy.deepcopy(model)),
             inputs,
             {"reference": reference(step_of(copy.deepcopy(model)))},

@@ -15,5 +15,9 @@ class CheckpointError(EmcError, ValueError):
     """A checkpoint that is damaged, incomplete or made for another configuration."""
 
 
+class ConvergenceError(EmcError, ArithmeticError):
+    """An iteration that did not come close enough to its solution: says what is left, what is taken, and what to change."""
+
+
 class BackendError(EmcError, RuntimeError):
     """No back end can serve an operator as asked; lists every candidate with its reason."""

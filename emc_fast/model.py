@@ -160,6 +160,22 @@ class EMCModel(nn.Module, CheckpointMixin):
         load_checked(self.backbone, self.backbone.map_official(dict(state_dict)), "the published state dict")
         return self
 
+    def load_official_regnn(self, state_dict: Mapping[str, Tensor]) -> EMCModel:
+        """Load released weights of REGNN into the backbone, built with `face_dim=768` and `speech_dim=128`.
+
+        Args:
+            state_dict: tensors by the released names. The release pickles the whole module, which nothing here unpickles: the program
+                that made it has to save its `state_dict()`.
+
+        Returns:
+            self. With EMC on, EMC's own modules keep their weights, and so does the head of 3DMM coefficients.
+
+        Raises:
+            CheckpointError: missing, unknown or misshapen tensors, by name.
+        """
+        load_checked(self.backbone, self.backbone.map_official(dict(state_dict)), "the published state dict")
+        return self
+
     def load_official_faceais(self, *state_dicts: Mapping[str, Tensor]) -> EMCModel:
         """Load the published weights of FaceAIS into the backbone.
 

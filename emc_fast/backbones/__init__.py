@@ -7,7 +7,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .options import FaceAISOptions, TransVAEOptions
+from .options import FaceAISOptions, REGNNOptions, TransVAEOptions
 
 if TYPE_CHECKING:
     from ..config import EMCConfig
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BACKBONES: dict[str, tuple[type, str]] = {
     "faceais": (FaceAISOptions, "emc_fast.backbones.faceais:FaceAIS"),
+    "regnn": (REGNNOptions, "emc_fast.backbones.regnn:REGNN"),
     "trans_vae": (TransVAEOptions, "emc_fast.backbones.trans_vae:TransVAE"),
 }
 """Backbones by name: the dataclass of their options, and where their module is, as "module:class".
@@ -46,4 +47,4 @@ def build_backbone(config: EMCConfig) -> Backbone:
     return backbone_class(config.backbone)(config, check_options(config.backbone, config.backbone_options))
 
 
-__all__ = ["BACKBONES", "FaceAISOptions", "TransVAEOptions", "backbone_class", "build_backbone", "check_options"]
+__all__ = ["BACKBONES", "FaceAISOptions", "REGNNOptions", "TransVAEOptions", "backbone_class", "build_backbone", "check_options"]

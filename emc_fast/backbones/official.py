@@ -47,7 +47,7 @@ class Reader:
         elif len(places) == 1:
             self.result[places[0]] = tensor
         elif tensor.ndim == 0 or tensor.shape[0] % len(places):
-            raise CheckpointError(f"the published state dict's {name} has shape {tuple(tensor.shape)}, not one of Trans-VAE's")
+            raise CheckpointError(f"the published state dict's {name} has shape {tuple(tensor.shape)}, not one of the published shapes")
         else:
             self.result.update(zip(places, tensor.chunk(len(places)), strict=True))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..config import REACTION_EMOTION_DIM
+
 
 @dataclass(frozen=True)
 class TransVAEOptions:
@@ -117,3 +119,63 @@ class FaceAISOptions:
             raise ValueError(f"tokenizer_heads must divide tokenizer_width; got {self.tokenizer_heads} and {self.tokenizer_width}")
         if math.prod(self.levels) > self.vocabulary:
             raise ValueError(f"levels {self.levels} make {math.prod(self.levels)} codes, more than a vocabulary of {self.vocabulary}")
+
+
+@dataclass(frozen=True)
+class REGNNOptions:
+    """Options of REGNN; the defaults are the released ones.
+
+    Attributes:
+        window: frames of a window, the width of a graph node.
+        stride: frames from one window to the next; where windows overlap their mean is taken.
+        perceptual_layers: layers of the cross-modal transformer, and again of the transformer after it.
+        layers: layers of the motor processor.
+        channels: kinds of edges.
+        neighbours: edges that a node keeps besides the one to itself.
+        mask: which those are. `union`, as released: to every node that is among the strongest of any; `row`: each to its own strongest.
+        listeners: appropriate reactions that a clip is compared with in a step of training, at most.
+        mid_p: weight of the distance of a clip's listeners from their mean.
+        coefficient_p: weight of the error of the 3DMM head.
+        threshold_share: distances below this share of the last epoch's mean count as 0; 0 counts all.
+        noise: square of the largest element of the noise that is added to a window's graph.
+        embedding_dropout: on what enters each transformer, in training.
+        inverse_iterations: iterations of each layer's inverse.
+        inverse_tolerance: what the last one may still change.
+    """
+
+    window: int = 50
+    stride: int = 25
+    perceptual_layers: int = 5
+    layers: int = 2
+    channels: int = 8
+    neighbours: int = 5
+    mask: str = "union"
+    listeners: int = 10
+    mid_p: float = 1.0
+    coefficient_p: float = 1.0
+    threshold_share: float = 1 / 3
+    noise: float = 0.06
+    embedding_dropout: float = 0.25
+    inverse_iterations: int = 5
+    inverse_tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "perceptual_layers", "layers", "channels", "neighbours", "listeners", "inverse_iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"backbone_options[{name!r}] takes a positive integer; got {value!r}")
+        if self.stride > self.window:
+            raise ValueError(f"backbone_options['stride'] takes at most the window of {self.window} frames; got {self.stride}")
+        if self.perceptual_layers > 15:
+            raise ValueError(f"backbone_options['perceptual_layers'] takes at most 15; got {self.perceptual_layers}")
+        if self.neighbours > REACTION_EMOTION_DIM:
+            raise ValueError(f"backbone_options['neighbours'] takes at most the {REACTION_EMOTION_DIM} nodes; got {self.neighbours}")
+        if self.mask not in ("union", "row"):
+            raise ValueError(f"backbone_options['mask'] takes 'union' or 'row'; got {self.mask!r}")
+        for name in ("mid_p", "coefficient_p", "threshold_share", "noise", "embedding_dropout", "inverse_tolerance"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"backbone_options[{name!r}] takes a finite number that is not negative; got {value!r}")
+            object.__setattr__(self, name, float(value))
+        if self.embedding_dropout >= 1:
+            raise ValueError(f"backbone_options['embedding_dropout'] takes a probability below 1; got {self.embedding_dropout!r}")

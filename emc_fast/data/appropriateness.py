@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .readers import load_array
 
+
+class MatrixAbsentError(DataError):
+    """The matrix of appropriate reactions is not there at all."""
+
+
 #: Names under which published forks keep the same matrix.
 MATRIX_NAMES = (
     "neighbour_emotion_{split}.npy",
@@ -39,7 +44,8 @@ def load_appropriateness(root: str | Path, split: str, num_pairs: int) -> NDArra
         bool ``(2 * num_pairs, 2 * num_pairs)``.
 
     Raises:
-        DataError: the matrix is absent (says how to get it), damaged, or of another size than the list.
+        MatrixAbsentError: it is absent (says how to get it).
+        DataError: it is damaged, or of another size than the list.
     """
     root = Path(root)
     for name in MATRIX_NAMES:
@@ -51,7 +57,7 @@ def load_appropriateness(root: str | Path, split: str, num_pairs: int) -> NDArra
                 raise DataError(f"{path}: has shape {matrix.shape}; {split}.csv lists {num_pairs} pairs, which take {wanted} (both roles)")
             return matrix == 1
     path = root / MATRIX_NAMES[0].format(split=split)
-    raise DataError(
+    raise MatrixAbsentError(
         f"{path}: the matrix of appropriate reactions is absent. Get it from the organisers of the challenge, or put "
         f"{GLOBAL_MATRIX_NAMES[0]} and {INDEX_NAME} into {root} and run emc_fast.data.appropriateness_of_split({str(root)!r}, {split!r})"
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from .appropriateness import MatrixAbsentError
 from .cache import FeatureCache, signature_of, split_cache_dir
 from .corpus import Corpus, RoleClip
 from .files import write_array
@@ -43,6 +44,8 @@ class REACTDataset(Dataset[dict[str, Any]]):
     ``target_3dmm``      (T, 58)        listener's coefficients minus the mean face
     ``target_emotion``   (T, 25)        listener's emotion row
     ``target_available`` (T,) bool      both targets are there
+    ``appropriate_emotion``   (T,J,25)  with ``listeners=J``: emotion of appropriate listeners in the same frames of their clips
+    ``appropriate_available`` (T,J)bool with ``listeners=J``: where it is there; fewer than J listeners leave the last columns False
     ``length``           int            T
     ``index``            int            the item's row in ``appropriate`` (where roles were swapped: the mirrored one)
     ``name``             str            the speaker's clip
@@ -59,6 +62,9 @@ class REACTDataset(Dataset[dict[str, Any]]):
         random_crop: take them from a random place (the published training recipe) instead of the start.
         swap_roles: exchange speaker and listener with probability one half (the published training recipe).
         mirror: also hold every pair with the roles swapped, as the published lists do.
+        listeners: take along the emotion of so many listeners that are appropriate for the speaker, drawn anew in each epoch where there
+            are more. The matrix of appropriate reactions says who is; the clip's own listener always is. Without a matrix, which is
+            logged, and for swapped roles that the matrix has no row for (``mirror=False``), he is the only one.
         seed: of swaps and crops.
         cache_dir: folder of the feature cache, brought up to date first; None reads and computes each time.
         fps: video frames per second of a tree; another kind of corpus brings its own.
@@ -82,6 +88,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         random_crop: bool = False,
         swap_roles: bool = False,
         mirror: bool = True,
+        listeners: int = 0,
         seed: int = 0,
         cache_dir: str | Path | None = None,
         fps: float = 25.0,
@@ -95,6 +102,8 @@ class REACTDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"clip_length must be positive or None, got {clip_length}")
         if input not in ("features", "image"):
             raise ValueError(f"input must be 'features' or 'image', got {input!r}")
+        if listeners < 0:
+            raise ValueError(f"listeners must be 0 or more, got {listeners}")
         self.corpus: Corpus
         self.corpus = React2024(root, split, mirror=mirror, fps=fps) if isinstance(root, str | Path) else root
         self.split = split
@@ -103,6 +112,8 @@ class REACTDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it too
         self._told: set[tuple[str, str]] = set()
         self._appropriate: torch.Tensor | None = None
+        self.listeners = listeners
+        self._rows = self._appropriate_rows() if listeners else None
         self._check_speakers()
         self._cache: FeatureCache | None = None
         if cache_dir is not None:
@@ -160,12 +171,15 @@ class REACTDataset(Dataset[dict[str, Any]]):
         index %= count
         draw = np.random.default_rng((self.seed % 2**64, epoch, index))
         speaker, listener = self.corpus.pairs[index]
+        row: int | None = index
         if self.swap_roles and draw.random() < 0.5:
             speaker, listener = listener, speaker
             index = (index + count // 2) % count if self.corpus.mirrored else index
-        return self._item(self.corpus.clips[speaker], self.corpus.clips[listener], index, draw)
+            row = index if self.corpus.mirrored else None
+        item, crop = self._item(self.corpus.clips[speaker], self.corpus.clips[listener], index, draw)
+        return item | self._appropriate_reactions(row, listener, crop, draw) if self.listeners else item
 
-    def _item(self, speaker: RoleClip, listener: RoleClip, index: int, draw: np.random.Generator) -> dict[str, Any]:
+    def _item(self, speaker: RoleClip, listener: RoleClip, index: int, draw: np.random.Generator) -> tuple[dict[str, Any], slice]:
         heard, seen = self._streams(speaker), self._streams(listener)
         images = list_frames(speaker.frames) if self.input == "image" and speaker.frames is not None else None
         visual, sound = _counts(heard, seen, images)
@@ -197,7 +211,31 @@ class REACTDataset(Dataset[dict[str, Any]]):
             "target_emotion": _select(target_emotion, target_available),
             "target_available": target_available,
         }
-        return {**{name: torch.from_numpy(a) for name, a in arrays.items()}, "length": length, "index": index, "name": speaker.name}
+        item = {**{name: torch.from_numpy(a) for name, a in arrays.items()}, "length": length, "index": index, "name": speaker.name}
+        return item, crop
+
+    def _appropriate_rows(self) -> NDArray[np.bool_] | None:
+        try:
+            return np.asarray(self.corpus.appropriate(), dtype=bool)
+        except MatrixAbsentError as error:
+            _log.warning("%s. Until then each clip's own listener is the only appropriate one", error)
+            return None
+
+    def _appropriate_reactions(self, row: int | None, listener: int, crop: slice, draw: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Emotion of the listeners that suit the speaker of row ``row`` of the matrix, in the frames of ``crop``."""
+        chosen = np.array([listener])
+        if self._rows is not None and row is not None:
+            suitable = [self.corpus.pairs[int(j)][1] for j in np.flatnonzero(self._rows[row])]
+            chosen = np.unique([listener, *suitable])
+        if len(chosen) > self.listeners:
+            chosen = draw.choice(chosen, self.listeners, replace=False)
+        length = crop.stop - crop.start
+        emotion = np.zeros((length, self.listeners, self.options.widths["emotion"]), np.float32)
+        available = np.zeros((length, self.listeners), bool)
+        for column, clip in enumerate(self.corpus.clips[i] for i in chosen):
+            values, available[:, column] = self._part(self._streams(clip), "emotion", clip, crop)
+            emotion[:, column] = _select(values, available[:, column])
+        return {"appropriate_emotion": torch.from_numpy(emotion), "appropriate_available": torch.from_numpy(available)}
 
     def _streams(self, clip: RoleClip) -> Streams:
         return self._cache.streams(clip) if self._cache is not None else read_streams(clip, self.options)

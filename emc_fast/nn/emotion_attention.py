@@ -21,21 +21,33 @@ class AttentionBlock(nn.Module):
         d_model: width d; num_heads divides it.
         num_heads: number of heads.
         dropout: on the attention weights and on the output, in training.
+        attention_dropout: on the attention weights alone, where that differs; only in a `pre` block.
         norm: `post` or `pre`.
         cross: the block is given a memory; only a `pre` block needs to know, for the memory's own LayerNorm.
         stream: first of two noise streams (attention dropout, output dropout).
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, *, dropout: float = 0.1, norm: str = "post", cross: bool = False, stream: int = 0
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        dropout: float = 0.1,
+        attention_dropout: float | None = None,
+        norm: str = "post",
+        cross: bool = False,
+        stream: int = 0,
     ) -> None:
         super().__init__()
         if norm not in ("post", "pre"):
             raise ValueError(f"norm takes 'post' or 'pre'; got {norm!r}")
         if d_model % num_heads:
             raise ValueError(f"num_heads must divide d_model; got {num_heads} heads for a width of {d_model}")
+        if attention_dropout is not None and norm != "pre":
+            raise ValueError("attention_dropout goes with norm='pre'; a 'post' block has one dropout for weights and output")
         self.num_heads = num_heads
         self.dropout = dropout
+        self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         self.norm_first = norm == "pre"
         self.stream = stream
         self.query = nn.Linear(d_model, d_model)
@@ -98,7 +110,8 @@ class AttentionBlock(nn.Module):
         split = (batch, -1, self.num_heads, d // self.num_heads)
         attended = ops.attention(
             self.query(query).view(split), self.key(keys).view(split), self.value(keys).view(split),
-            key_mask=key_mask, causal=causal, window=window, dropout_p=p, seed=seed, stream=self.stream,
+            key_mask=key_mask, causal=causal, window=window, dropout_p=self.attention_dropout if self.training else 0.0,
+            seed=seed, stream=self.stream,
         )  # fmt: skip
         update = self.output(attended.reshape(batch, length, d))
         if p > 0:

@@ -68,7 +68,7 @@ def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Zero where the mask says no, by selection: a NaN there reaches neither a value nor a gradient."""
     if mask is None:
         return x
-    return torch.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)
+    return torch.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0)
 
 
 class _Checker:

@@ -1,4 +1,4 @@
-"""Post-norm transformer layers as the backbones need them, each attention with its residual and LayerNorm one operator call."""
+"""Transformer layers as the backbones need them; each post-norm attention with its residual and LayerNorm is one operator call."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from .noise import Dropout
 
 
 class FeedForward(nn.Module):
-    """LayerNorm(x + Dropout(W_2 Dropout(ReLU(W_1 x)))).
+    """LayerNorm(x + Dropout(W_2 Dropout(ReLU(W_1 x)))); with `norm="pre"` x + Dropout(W_2 Dropout(ReLU(W_1 LayerNorm(x)))).
 
     Args:
         d_model: width d.
         d_hidden: hidden width.
         dropout: in training.
+        norm: `post` or `pre`.
         stream: first of two noise streams.
     """
 
-    def __init__(self, d_model: int, d_hidden: int, *, dropout: float = 0.1, stream: int = 0) -> None:
+    def __init__(self, d_model: int, d_hidden: int, *, dropout: float = 0.1, norm: str = "post", stream: int = 0) -> None:
         super().__init__()
+        self.norm_first = norm == "pre"
         self.expand = nn.Linear(d_model, d_hidden)
         self.contract = nn.Linear(d_hidden, d_model)
         self.norm = nn.LayerNorm(d_model)
@@ -30,8 +32,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, *, seed: Tensor | None = None) -> Tensor:
         """(B, T, d) to (B, T, d)."""
-        hidden = self.inner_dropout(F.relu(self.expand(x)), seed=seed)
-        return self.norm(x + self.dropout(self.contract(hidden), seed=seed))
+        hidden = self.inner_dropout(F.relu(self.expand(self.norm(x) if self.norm_first else x)), seed=seed)
+        result = x + self.dropout(self.contract(hidden), seed=seed)
+        return result if self.norm_first else self.norm(result)
 
 
 class EncoderLayer(nn.Module):

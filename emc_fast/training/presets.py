@@ -26,6 +26,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stages": {"tokenizer": {"epochs": 200, "batch_size": 8, "warmup_steps": 300, "clip_length": 736}},
     },
     "trans_vae": {},  # the defaults of `TrainConfig`
+    "regnn": {
+        # Released: 100 times 101 steps of 128 windows, drawn from all windows of the corpus. Here an epoch takes one window of every
+        # clip in each role, which is 25 steps on REACT 2024; so 400 epochs.
+        "epochs": 400,
+        "batch_size": 128,
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "schedule": "step",
+        "drop_at": 0.09,
+        "clip_length": 50,
+        "swap_roles": False,
+        "validate_every": 20,
+    },
 }
 """Published recipes by backbone: settings of `TrainConfig` where they differ from its defaults; `model` holds fields of `EMCConfig`."""
 

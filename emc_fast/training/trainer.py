@@ -44,7 +44,14 @@ _INPUTS = (
     "target_3dmm",
     "target_emotion",
     "target_available",
+    "appropriate_emotion",
+    "appropriate_available",
 )
+
+
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the model takes."""
+    return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 class DivergenceError(EmcError, ArithmeticError):
@@ -81,7 +88,7 @@ class Objective(nn.Module):
     def losses(self, batch: dict[str, Any], seeds: Tensor, *, progress: float, validate: bool) -> dict[str, Tensor]:
         """Return every term by name, with ``total``; ``progress`` is the share of the epochs that is done."""
         if self.stage is None:
-            return self.model(**{name: batch[name] for name in _INPUTS}, seed=seeds, validate=validate).losses
+            return self.model(**_inputs(batch), seed=seeds, validate=validate).losses
         known = batch["target_available"] & (
             torch.arange(batch["target_available"].shape[1], device=seeds.device) < batch["lengths"][:, None]
         )
@@ -99,7 +106,8 @@ def open_corpora(config: TrainConfig) -> tuple[REACTDataset, REACTDataset]:
     """Return the train and validation splits as ``config`` asks for them, relative to the same mean face."""
     common: dict[str, Any] = {"mirror": config.mirror, "seed": config.seed, "cache_dir": config.cache_dir, "input": config.model.input}
     crop: dict[str, Any] = {"clip_length": config.clip_length, "random_crop": config.clip_length is not None}
-    train = REACTDataset(config.data, "train", swap_roles=config.swap_roles, **crop, **common)
+    listeners = config.model.backbone_options.get("listeners", 0)  # of a backbone that learns from all appropriate ones
+    train = REACTDataset(config.data, "train", swap_roles=config.swap_roles, listeners=listeners, **crop, **common)
     val = REACTDataset(config.data, "val", clip_length=config.validation_clip_length, mean_face=train.mean_face, **common)
     if train.fps != config.model.fps:
         raise DataError(f"{config.data} has {train.fps:g} frames per second, the model is set to fps {config.model.fps:g}; they must agree")
