@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "regnn": {
         # Released: 100 times 101 steps of 128 windows, drawn from all windows of the corpus. Here an epoch takes one window of every
         # clip in each role, which is 25 steps on REACT 2024; so 400 epochs.
+        "model": {"backbone": "regnn"},
         "epochs": 400,
         "batch_size": 128,
         "optimizer": "adam",

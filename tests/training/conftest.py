@@ -25,8 +25,13 @@ def features(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small(corpus, features, tmp_path):
-    def config(out="run", *, model=None, **settings) -> TrainConfig:
+def small(small_in, tmp_path):
+    return lambda out="run", **settings: small_in(tmp_path / out, **settings)
+
+
+@pytest.fixture(scope="session")
+def small_in(corpus, features):
+    def config(out: Path, *, model=None, **settings) -> TrainConfig:
         shape = {"d_model": 16, "num_heads": 2, **(model or {})}
         defaults = {
             "epochs": 2,
@@ -37,7 +42,7 @@ def small(corpus, features, tmp_path):
             "log_every": 2,
             "cache_dir": str(features),
         }
-        return TrainConfig(data=str(corpus), out=str(tmp_path / out), model=EMCConfig(**shape), **(defaults | settings))
+        return TrainConfig(data=str(corpus), out=str(out), model=EMCConfig(**shape), **(defaults | settings))
 
     return config
 

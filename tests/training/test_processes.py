@@ -49,12 +49,27 @@ def launch(*arguments) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def test_gradients_are_those_of_the_doubled_batch(small, tmp_path):
-    config = small("two", batch_size=2)
-    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
-    launch(WORKER, tmp_path / "settings.json", tmp_path / "gradients")
-    shares = [load_file(tmp_path / f"gradients-{rank}.safetensors") for rank in range(2)]
-    expected = first_gradients(small("one", batch_size=4))
+MODELS = {
+    "trans_vae": {},
+    # Its ActNorm begins with the first batch, of all processes.
+    "regnn": {"backbone": "regnn", "backbone_options": {"window": 8, "stride": 4, "perceptual_layers": 1, "channels": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def shares(small_in, tmp_path_factory):
+    place = tmp_path_factory.mktemp("shares")
+    for name, model in MODELS.items():
+        config = small_in(place / f"two-{name}", batch_size=2, model=model)
+        (place / f"{name}.json").write_text(json.dumps(config.to_dict()))
+    launch(WORKER, *(place / f"{name}.json" for name in MODELS))
+    return {name: [load_file(place / f"{name}-{rank}.safetensors") for rank in range(2)] for name in MODELS}
+
+
+@pytest.mark.parametrize("backbone", MODELS)
+def test_gradients_are_those_of_the_doubled_batch(small, shares, backbone):
+    expected = first_gradients(small("one", batch_size=4, model=MODELS[backbone]))
+    shares = shares[backbone]
     assert shares[0].keys() == shares[1].keys() == expected.keys()
     scale = torch.stack([g.norm() for g in expected.values()]).norm()
     for name, gradient in expected.items():

@@ -26,6 +26,7 @@ def command(*words):
 def test_the_recipe_is_the_released_one():
     config = TrainConfig("corpus", "run", **recipe("regnn"))
     assert (config.optimizer, config.lr, config.weight_decay, config.batch_size) == ("adam", 1e-4, 5e-4, 128)
+    assert config.model.backbone == "regnn"
     assert (config.clip_length, config.schedule, config.drop_at, config.drop) == (50, "step", 0.09, 0.1)
     assert config.mirror
     assert not config.swap_roles  # every clip in both roles once
