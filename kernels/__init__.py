@@ -23,6 +23,10 @@ KERNELS: dict[str, str] = {
     "dropout": "philox",
     "reparameterize": "reparameterize",
     "reparameterize_backward": "reparameterize",
+    "fusion_kl": "fusion_kl",
+    "fusion_kl_backward": "fusion_kl",
+    "fusion_kl_categorical": "fusion_kl_categorical",
+    "fusion_kl_categorical_backward": "fusion_kl_categorical",
 }
 MINIMUM_CAPABILITY = (8, 0)
 

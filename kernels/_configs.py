@@ -27,6 +27,10 @@ class RowConfig(NamedTuple):
 ROW_CONFIGS: dict[tuple[str, int, str], RowConfig] = {
     ("philox", 0, "narrow"): RowConfig(1024, 64, 4),
     ("philox", 0, "wide"): RowConfig(1024, 1024, 4),
+    ("fusion_kl", 0, "narrow"): RowConfig(512, 64, 4),
+    ("fusion_kl", 0, "wide"): RowConfig(512, 512, 4),
+    ("fusion_kl_categorical", 0, "narrow"): RowConfig(512, 64, 4),
+    ("fusion_kl_categorical", 0, "wide"): RowConfig(1024, 1024, 4),
     ("reparameterize", 0, "narrow"): RowConfig(1024, 64, 4),
     ("reparameterize", 0, "wide"): RowConfig(1024, 1024, 4),
 }
@@ -46,7 +50,9 @@ def tile_of(operator: str, like: torch.Tensor, rows: int, width: int) -> Tile:
     size = "narrow" if width <= 64 else "wide"
     found = ROW_CONFIGS.get((operator, capability(like), size)) or ROW_CONFIGS[operator, 0, size]
     columns = min(max(triton.next_power_of_2(width), 4), found.columns)
-    # The interpreter pays per program and not per element: a few large programs there.
-    elements = max(16 * found.elements, rows * columns // 4) if interpreting() else found.elements
-    per_tile = max(1, min(triton.next_power_of_2(elements // columns + 1) // 2, triton.next_power_of_2(rows)))
+    elements = found.elements
+    if interpreting():  # which pays per program and not per element: one for little, two or three for more
+        columns = min(max(triton.next_power_of_2(width), 4), 4096)
+        elements = max(1 << 15, rows * columns // 2)
+    per_tile = max(1, min(triton.next_power_of_2(elements // columns), triton.next_power_of_2(rows)))
     return Tile(per_tile, columns, found.warps, rows + per_tile >= 2**31)

@@ -20,7 +20,7 @@ def rounded(x, dtype: tl.constexpr):
     if _INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(dtype)
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
     return x.to(dtype)
 
 

@@ -98,22 +98,26 @@ def word_tile(group, k0, k1, r, low, high, stream):
 @triton.jit
 def row_index(ROWS: tl.constexpr, LONG: tl.constexpr):
     """Row numbers of this program, int64 where LONG."""
+    program = tl.program_id(0)
     if LONG:
-        return tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        program = program.to(tl.int64)
+    return program * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
 def row_offset(row, n1, n2, s0, s1, s2, OUTER: tl.constexpr):
     """Offset of rows of a tensor with OUTER dimensions before the last, in elements, int64."""
     if OUTER == 1:
-        return row.to(tl.int64) * s2
-    inner = row % n2
-    rest = row // n2
-    offset = inner.to(tl.int64) * s2
-    if OUTER == 2:
-        return offset + rest.to(tl.int64) * s1
-    return offset + (rest % n1).to(tl.int64) * s1 + (rest // n1).to(tl.int64) * s0
+        offset = row.to(tl.int64) * s2
+    else:
+        inner = row % n2
+        rest = row // n2
+        offset = inner.to(tl.int64) * s2
+        if OUTER == 2:
+            offset += rest.to(tl.int64) * s1
+        else:
+            offset += (rest % n1).to(tl.int64) * s1 + (rest // n1).to(tl.int64) * s0
+    return offset
 
 
 _SIZES = ("rows", "frames", "rows_per_seed", "stream")

@@ -7,9 +7,10 @@ import torch
 
 LEFT_OUT = pytest.StashKey[int]()
 
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     # Before any kernel of Triton's is imported: it decides when it decorates. With a GPU the same tests run compiled (`-m gpu`).
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["EMC_FAST_FEW_SEEDS"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -41,6 +41,7 @@ _TYPES = {
     torch.uint8: "*u8", torch.int32: "*i32",
 }  # fmt: skip
 SEED = torch.tensor([1])
+ONE = torch.tensor(1.0)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -58,6 +59,13 @@ def cases() -> dict[str, Callable[[], Any]]:
         found[f"reparameterize 128 {name}"] = lambda x=x: kernel("reparameterize")(x, x, SEED, 0, None, None)
         found[f"reparameterize backward 128 {name}"] = lambda x=x, row=row: kernel("reparameterize_backward")(
             x, row, x, x, SEED, 0, None, None
+        )
+        found[f"fusion_kl 128 {name}"] = lambda x=x: kernel("fusion_kl")(x, x, x, x, x, x, None, 0)
+        found[f"fusion_kl backward 128 {name}"] = lambda x=x: kernel("fusion_kl_backward")(ONE, x, x, x, x, x, x, None, 0)
+        stats = torch.zeros(48000, 12)
+        found[f"fusion_kl_categorical 128 {name}"] = lambda x=x: kernel("fusion_kl_categorical")(x, x, x, None, 0)
+        found[f"fusion_kl_categorical backward 128 {name}"] = lambda x=x, stats=stats: kernel("fusion_kl_categorical_backward")(
+            ONE, x, x, x, stats, None, 0
         )
     return found
 
