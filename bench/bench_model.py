@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emc_fast import EMCConfig, EMCModel
 from emc_fast.ops import use_backend
+from emc_fast.training.presets import RECIPES, SMALL
 from tests.ops import parity
 
 from .race import Case, reference
@@ -26,6 +27,9 @@ def streams(batch: int, frames: int, *, targets: bool, listeners: int = 0) -> di
     widths |= {"target_3dmm": 58, "target_emotion": 25} if targets else {}
     given = {name: torch.randn(batch, frames, width) for name, width in widths.items()}
     return given | ({"appropriate_emotion": torch.randn(batch, frames, listeners, 25)} if listeners else {})
+
+
+TARGETS = (("3dmm", 58), ("emotion", 25))
 
 
 def built(width: int, backbone: str = "trans_vae") -> EMCModel:
@@ -107,3 +111,45 @@ def race_training(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -
             gate=lambda: gate(outcome, model, inputs),
         )
     )
+
+
+FACEAIS = {"small": (SMALL["faceais"]["model"], 4, 64, 3), "published": (RECIPES["faceais"]["model"], 2, 288, 10)}
+"""FaceAIS by size: model, clips, frames, reactions."""
+
+
+@pytest.mark.parametrize("which", FACEAIS)
+@pytest.mark.parametrize("task", ["generation", "training step"])
+def test_faceais(race, request, which: str, task: str) -> None:
+    """Patch after patch with tokens drawn; and a step of the predictor on a tokenizer that rests."""
+    if which == "published" and not request.config.getoption("--full"):
+        pytest.skip("113 million parameters: with --full")
+    fields, batch, frames, draws = FACEAIS[which]
+    model = EMCModel(EMCConfig(**{"backbone": "faceais", "dropout": 0.0, **fields})).train(task != "generation")
+    inputs = streams(batch, frames, targets=task != "generation")
+
+    def logits(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Z given the target's past, and the loss: a token that rounding decides otherwise would change all that is drawn after it.
+        first = {name: x[:1, :64] for name, x in tensors.items()} | {f"target_{n}": torch.zeros(1, min(frames, 64), w) for n, w in TARGETS}
+        with torch.no_grad():
+            out = net.eval()(**{name: x.to(tensors["face"].dtype) for name, x in first.items()}, seed=3)
+        return {"logits": torch.cat([z.logits for z in out.distribution], 2), "cross_entropy": out.losses["cross_entropy"]}
+
+    def work_of(net: EMCModel):
+        optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5)
+
+        def work(**tensors: Tensor) -> Tensor:
+            if task == "generation":
+                with torch.no_grad():
+                    return net(**tensors, num_samples=draws, seed=3).reaction_3dmm
+            with torch.enable_grad():
+                optimizer.zero_grad()
+                total = net(**tensors, seed=3).losses["total"]
+                total.backward()
+                optimizer.step()
+            return total.detach()
+
+        return work
+
+    size = f"{which}, {batch} x {frames}" + (f", K={draws}" if task == "generation" else "")
+    mine, other = work_of(copy.deepcopy(model)), work_of(copy.deepcopy(model))
+    race(Case(f"FaceAIS, {task}", size, mine, inputs, {"reference": reference(other)}, gate=lambda: gate(logits, model, inputs)))

@@ -50,6 +50,44 @@ def recipe(backbone: str) -> dict[str, Any]:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "faceais": {
+        "model": {
+            "d_model": 48,
+            "num_heads": 4,
+            "dropout": 0.0,
+            "norm": "pre",
+            "cma_prior": "mean",
+            # As for Trans-VAE below.
+            "causal": True,
+            "window": 32,
+            "l_align": 0.01,
+            "l_kl": 0.1,
+            "l_fusion": 0.0001,
+            "backbone_options": {
+                "layers": 1,
+                "context": 48,
+                "block": 16,
+                "vocabulary": 125,
+                "levels": [5, 5, 5],
+                "top_k": None,
+                "cross_reads": "all",  # with one gate, from zero, speech is heard late
+                "tokenizer_width": 48,
+                "tokenizer_heads": 4,
+                "tokenizer_layers": 2,
+            },
+        },
+        "epochs": 20,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.01,
+        "decayed": "matrices",
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "clip_length": 48,
+        "validate_every": 5,
+        "stages": {"tokenizer": {"epochs": 25, "clip_length": 64}},
+    },
     "trans_vae": {
         "model": {
             "d_model": 48,
