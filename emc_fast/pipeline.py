@@ -141,14 +141,17 @@ class Pass:
         streams, fused, draws = self._fused(segment)
         batch = self.inputs.batch
         groups = fused.shape[0] // (batch * draws)  # 3 fusions in learning, else 1
+        rows = draws
         if past is not None and draws < self.draws:
             # From the second window on the draws differ by their past.
-            fused = fused.view(groups * batch, 1, *fused.shape[1:]).repeat_interleave(self.draws, 1).flatten(0, 1)
             draws = self.draws
+            if not self.backbone.shares_fused:
+                fused = fused.view(groups * batch, 1, *fused.shape[1:]).repeat_interleave(draws, 1).flatten(0, 1)
+                rows = draws
         seed = self._segment_seed(segment)
         seeds = fold_seeds(stack_seeds(seed, groups), draws)
         mask = streams.frame_mask
-        mask = None if mask is None else mask.repeat_interleave(draws, 0).repeat(groups, 1)
+        mask = None if mask is None else mask.repeat_interleave(rows, 0).repeat(groups, 1)
         before = past
         if before is not None and (folded := fold_seeds(seed, draws)) is not None:
             before = self.backbone.limit_past(before, seed=folded)

@@ -213,6 +213,8 @@ class Backbone(nn.Module, ABC):
         teacher_forcing: in training they see the target instead of it.
         likelihood: the loss is the likelihood of the target under its own past, so that a taught backbone sees the target
             wherever there is one, in evaluation too. (To generate, give no target.)
+        shares_fused: where the draws of an autoregressive backbone have one fused sequence, `distribution` takes it once: fewer rows than
+            draws, of which each stands for the draws of its clip, side by side.
         whole_segments: a clip that ends inside a segment gets nothing from it (else it gets the frames that it has).
         alternative_weight: weight of the loss term that compares with a second, independent pass; 0 saves that pass.
         stages: names of the stages of training that come before the model's own, in their order; see `stage_loss`.
@@ -226,6 +228,7 @@ class Backbone(nn.Module, ABC):
     autoregressive: bool = False
     teacher_forcing: bool = False
     likelihood: bool = False
+    shares_fused: bool = False
     whole_segments: bool = False
     stages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type]
@@ -295,10 +298,10 @@ class Backbone(nn.Module, ABC):
         """Z of the fused sequence.
 
         Args:
-            fused: (B * draws, T, fused_dim), frames `segment.first` to `segment.stop`.
+            fused: (B * draws, T, fused_dim), frames `segment.first` to `segment.stop`; see `shares_fused`.
             segment: a distribution per frame is over its frames from `begin` on.
             draws: J, the draws folded into the batch, side by side.
-            key_mask: (B * draws, T) bool or None.
+            key_mask: (B * draws, T) bool or None, as many rows as `fused`.
             past: the reaction so far, (B * draws, begin, ...), for an autoregressive backbone; None at the first segment.
             seed: int64 (B * draws,), for dropout.
 

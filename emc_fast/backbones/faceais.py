@@ -40,7 +40,7 @@ class FaceAIS(Backbone):
 
     options_type = FaceAISOptions
     prefix_stable = False
-    autoregressive = teacher_forcing = likelihood = True
+    autoregressive = teacher_forcing = likelihood = shares_fused = True
     stages: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(self, config: EMCConfig, options: FaceAISOptions) -> None:

@@ -116,11 +116,11 @@ class PredictorListener(nn.Module):
         """Logits of a patch.
 
         Args:
-            fused: (N, T, d), the speaker up to the patch's end.
+            fused: (N / K, T, d), the speaker up to the patch's end, one for K rows of the past side by side.
             past: int64 (N, begin), tokens of the listener before the patch (a multiple of `block`); None at a clip's beginning.
             frames: of the patch, `block` or fewer at a clip's end.
             codes: how many tokens there are.
-            key_mask: (N, T) bool, frames of the speaker that may be attended.
+            key_mask: (N / K, T) bool, frames of the speaker that may be attended.
             past_mask: (N, begin) bool, frames of the past that may be.
             seed: int64 (N,), for dropout.
 
@@ -139,7 +139,11 @@ class PredictorListener(nn.Module):
                 tokens = torch.where(mask, tokens, PAD)
         x = self.embedding(tokens) + self.positions.weight[context - tokens.shape[1] :]
         x = self.listener_stack(self.dropout(x, seed=seed), key_mask=mask, seed=seed)
-        speaker = self.speaker_stack(fused, key_mask=key_mask, seed=seed)
+        copies = x.shape[0] // rows
+        speaker = self.speaker_stack(fused, key_mask=key_mask, seed=None if seed is None else seed[::copies])
+        if copies > 1:
+            speaker = speaker.repeat_interleave(copies, 0)
+            key_mask = None if key_mask is None else key_mask.repeat_interleave(copies, 0)
         x = self.cross(x, speaker, key_mask=mask, memory_mask=key_mask, seed=seed)
         x = self.norm(x[:, x.shape[1] - block : x.shape[1] - block + frames])
         return F.linear(x, self.head.weight[SPECIAL : SPECIAL + codes])
