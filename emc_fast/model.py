@@ -183,7 +183,7 @@ class EMCModel(nn.Module, CheckpointMixin):
             state_dicts: tensors by the published names: the predictor's checkpoint, which has the tokenizer in it, or one of each.
                 `emc_fast.checkpoint.read_published` reads the files without unpickling. The published predictor has `d_model=360` and
                 `num_heads=12`, and hears two 512-d wav2vec2 frames per video frame: `speech_dim=1024` and
-                `backbone_options={"speech_factor": 2}`.
+                `backbone_options={"speech_factor": 2, "speaker": "past"}`.
 
         Returns:
             self. With EMC on, EMC's own modules keep their weights.

@@ -56,7 +56,7 @@ class Pass:
         self.segments = self.backbone.segments(inputs.frames)
         # Computed once for the whole clip, where a prefix of the result is the result of the prefix. Windows that do not see
         # what comes before them are computed by themselves.
-        spans = [(s.first, s.stop) for s in self.segments]
+        spans = [(s.first, s.heard) for s in self.segments]
         single = spans == [(0, inputs.frames)]
         stable = self.backbone.prefix_stable and all(first == 0 for first, _ in spans)
         self.encode_once = single or stable or self.backbone.framewise
@@ -99,7 +99,7 @@ class Pass:
             within = self._within(segment)
             seed = self._segment_seed(segment)
             memory = values
-            emotion = self._sample_emotion(streams)
+            emotion = self._sample_emotion(streams, segment)
             if self.emc is not None and emotion is not None:
                 memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
             folded = None if within is None else within.repeat_interleave(draws, 0)
@@ -180,7 +180,7 @@ class Pass:
 
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
         """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J."""
-        first, stop = segment.first, segment.stop
+        first, stop = segment.first, segment.heard
         if self.encode_once and self.whole is None:
             self.whole = self._streams(0, self.inputs.frames, self.dropout_seeds)
         if self.enhance_once:
@@ -283,14 +283,15 @@ class Pass:
         )
         return self.emc.emotion_views(x.face_emotion, x.speech_emotion, has_face, has_speech, everywhere=everywhere, training=self.learn)
 
-    def _sample_emotion(self, streams: Streams) -> Emotion | None:
-        """S-EA's emotion: that of the fusion that goes on."""
-        if streams.views is None:
+    def _sample_emotion(self, streams: Streams, segment: Segment) -> Emotion | None:
+        """S-EA's emotion, to the segment's end: that of the fusion that goes on."""
+        views = streams.views if segment.seen is None else cut_views(self.views, segment.first, segment.stop)
+        if views is None:
             return None
-        if len(streams.views) == 1:
-            return streams.views[0].fused
+        if len(views) == 1:
+            return views[0].fused
         assert self.pick is not None
-        return pick_emotion([view.fused for view in streams.views], self.pick)
+        return pick_emotion([view.fused for view in views], self.pick)
 
     def _draw_pick(self) -> Tensor:
         """(B,) int64 in {0, 1, 2}: the fusion that each clip goes on with."""

@@ -70,12 +70,20 @@ class Segment:
 
     `index` numbers the steps. Offline models have one segment, the whole clip; an online model has one per window, with all
     frames so far before it; a model of independent windows has `first == begin`.
+
+    `seen` is where the speaker's frames end for Z, after `first`, if before `stop`; the emotion that S-EA takes still reaches to `stop`.
     """
 
     index: int
     first: int
     begin: int
     stop: int
+    seen: int | None = None
+
+    @property
+    def heard(self) -> int:
+        """One past the last frame of the speaker that Z may depend on."""
+        return self.stop if self.seen is None else self.seen
 
     @property
     def frames(self) -> int:
@@ -298,7 +306,7 @@ class Backbone(nn.Module, ABC):
         """Z of the fused sequence.
 
         Args:
-            fused: (B * draws, T, fused_dim), frames `segment.first` to `segment.stop`; see `shares_fused`.
+            fused: (B * draws, T, fused_dim), frames `segment.first` to `segment.heard`; see `shares_fused`.
             segment: a distribution per frame is over its frames from `begin` on.
             draws: J, the draws folded into the batch, side by side.
             key_mask: (B * draws, T) bool or None, as many rows as `fused`.

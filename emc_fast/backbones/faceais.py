@@ -29,9 +29,9 @@ EMOTION_STAGE = 0.8
 class FaceAIS(Backbone):
     """A frozen tokenizer, and a predictor of its tokens; see docs/model.md, "FaceAIS".
 
-    Z is one categorical over the tokenizer's codes per frame of a patch, given the speaker up to the patch's end and the listener's
-    tokens before it, both at most `context` frames back. S-EA takes the embedded tokens, and what it gives is added to what the
-    tokenizer's decoders read of the drawn codes, through a linear layer that starts at zero.
+    Z is one categorical over the tokenizer's codes per frame of a patch, given the speaker up to the patch's end (or its beginning:
+    `FaceAISOptions.speaker`) and the listener's tokens before it, both at most `context` frames back. S-EA takes the embedded tokens,
+    and what it gives is added to what the tokenizer's decoders read of the drawn codes, through a linear layer that starts at zero.
 
     Args:
         config: widths and dropout; the face is 58 coefficients.
@@ -75,12 +75,19 @@ class FaceAIS(Backbone):
         return self.tokenizer.quantizer.codes
 
     def segments(self, frames: int) -> list[Segment]:
-        """Patches, each with the `context` frames that end with it; a clip's last patch has the frames that are left."""
+        """Patches, each with the `context` frames of the speaker that end with it, or (`speaker="past"`) before it.
+
+        A clip's last patch has the frames that are left. Nothing stands before the first patch, which sees its own frames in either case.
+        """
         block, context = self.options.block, self.options.context
-        return [
-            Segment(i, max(0, begin + block - context), begin, min(begin + block, frames))
-            for i, begin in enumerate(range(0, frames, block))
-        ]
+        found = []
+        for i, begin in enumerate(range(0, frames, block)):
+            stop = min(begin + block, frames)
+            if begin == 0 or self.options.speaker == "patch":
+                found.append(Segment(i, max(0, begin + block - context), begin, stop))
+            else:
+                found.append(Segment(i, max(0, begin - context), begin, stop, seen=begin))
+        return found
 
     def encode(
         self,

@@ -1,6 +1,6 @@
 """FaceAIS, second part: six stacks that predict a patch of the listener's tokens from the speaker and the listener's past.
 
-Every window of frames ends with a patch, and learned positions count from its end: whatever a window's length, its last row has the
+Every window of frames ends with a block, and learned positions count from its end: whatever a window's length, its last row has the
 last position.
 """
 
@@ -116,7 +116,7 @@ class PredictorListener(nn.Module):
         """Logits of a patch.
 
         Args:
-            fused: (N / K, T, d), the speaker up to the patch's end, one for K rows of the past side by side.
+            fused: (N / K, T, d), the speaker's window, one for K rows of the past side by side.
             past: int64 (N, begin), tokens of the listener before the patch (a multiple of `block`); None at a clip's beginning.
             frames: of the patch, `block` or fewer at a clip's end.
             codes: how many tokens there are.

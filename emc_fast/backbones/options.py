@@ -66,6 +66,8 @@ class FaceAISOptions:
         vocabulary: rows of the embeddings and of the head, beside PAD and MASK; at least as many as there are codes.
         speech_factor: sub-frames that stand side by side in a frame of speech, of which the largest value counts (wav2vec2 at 50 Hz: 2
             of 512 values, so that `speech_dim` is 1024).
+        speaker: how much of the speaker a patch is predicted from: all to the end of the `patch`, as an offline task has it, or the `past`
+            before it, as the published predictor was trained (the first patch, before which nothing is, then sees its own frames).
         cross_reads: which layers of a cross-modal stack read the other stream: the `first` only, as in the published code, or `all`.
         past_mask_p: probability, in training, that of the listener's past only a random number of the last frames is shown.
         top_k: only the so many likeliest tokens are drawn from; None = all.
@@ -81,6 +83,7 @@ class FaceAISOptions:
     block: int = 32
     vocabulary: int = 2048
     speech_factor: int = 1
+    speaker: str = "patch"
     cross_reads: str = "first"
     past_mask_p: float = 0.5
     top_k: int | None = 512
@@ -111,8 +114,9 @@ class FaceAISOptions:
             object.__setattr__(self, name, float(value))
         if self.temperature == 0:
             raise ValueError("backbone_options['temperature'] must be positive; for the likeliest token take top_k=1")
-        if self.cross_reads not in ("first", "all"):
-            raise ValueError(f"backbone_options['cross_reads'] takes 'first' or 'all'; got {self.cross_reads!r}")
+        for name, words in (("speaker", ("patch", "past")), ("cross_reads", ("first", "all"))):
+            if getattr(self, name) not in words:
+                raise ValueError(f"backbone_options[{name!r}] takes {' or '.join(map(repr, words))}; got {getattr(self, name)!r}")
         if self.context % self.block:
             raise ValueError(f"backbone_options['context'] must be a multiple of block; got {self.context} and {self.block}")
         if self.tokenizer_width % self.tokenizer_heads:

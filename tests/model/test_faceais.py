@@ -1,19 +1,21 @@
-"""FaceAIS against the published formulas, and through every path of EMC."""
+"""FaceAIS against the published formulas, clip by clip."""
 
+import dataclasses
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from model_helpers import build, frames, holes, make_batch, poisoned, reactions, rows
+from faceais_helpers import BLOCK, CONTEXT, LEVELS, OPTIONS, SPEECH, faceais, random_masks
+from model_helpers import make_batch
 from published_faceais import GROUPS, Published, shapes
+from safetensors.torch import save_file
 
 from emc_fast import EMCConfig, EMCModel, ops
 from emc_fast.backbones import faceais_predictor, faceais_tokenizer
-from emc_fast.backbones.base import Past, Reaction, Segment
+from emc_fast.backbones.base import Past, Segment
 from emc_fast.backbones.categorical import Categorical
 from emc_fast.backbones.faceais_tokenizer import face_error
 from emc_fast.backbones.official_faceais import map_faceais
@@ -22,22 +24,11 @@ from emc_fast.checkpoint import read_published
 from emc_fast.errors import CheckpointError
 from emc_fast.ops import streams
 
-LEVELS, BLOCK, CONTEXT, SPEECH = (4, 3, 3), 4, 8, 6
-OPTIONS = {
-    "layers": 2, "context": CONTEXT, "block": BLOCK, "vocabulary": 40, "speech_factor": 2, "levels": LEVELS,
-    "tokenizer_width": 12, "tokenizer_heads": 2, "tokenizer_layers": 2,
-}  # fmt: skip
-SMALL = OPTIONS | {"layers": 1, "tokenizer_layers": 1, "speech_factor": 1}
 FULL_SHAPES = {"width": 360, "layers": 8, "vocabulary": 2048, "context": 256, "speech": 512, "factor": 2,
                "tokenizer_width": 252, "tokenizer_layers": 12, "block": 32, "numbers": 4}  # fmt: skip
 SMALL_SHAPES = {"width": 16, "layers": 2, "vocabulary": 40, "context": CONTEXT, "speech": SPEECH, "factor": 2,
                 "tokenizer_width": 12, "tokenizer_layers": 2, "block": BLOCK, "numbers": 3}  # fmt: skip
 UNUSED = ("model.sp_cm_transformer.wte_sound.", "model.sp_cm_transformer.ln_f.")
-
-
-def faceais(**fields):
-    options = fields.pop("options", SMALL)
-    return build(backbone="faceais", backbone_options=options, **fields)
 
 
 @pytest.fixture
@@ -49,13 +40,6 @@ def pair():
     model.load_official_faceais(tensors)
     plain = {re.sub(r"^(face_tokenizer\.)?model\.", "", name): tensor for name, tensor in tensors.items()}
     return model, Published(plain, heads=2, tokenizer_heads=2, levels=LEVELS, block=BLOCK)
-
-
-def random_masks(batch, length, seed=0):
-    mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < 0.6
-    mask[-1] = False  # one clip has nothing at all
-    mask[0] = True
-    return mask
 
 
 # Names, shapes, counts
@@ -88,8 +72,8 @@ def test_a_state_dict_that_does_not_fit_is_named(tmp_path):
     ours = {n: t for n, t in tensors.items() if n.startswith("model.")}
     theirs = {n.removeprefix("face_tokenizer."): t for n, t in tensors.items() if n.startswith("face_")}
     torch.save({"state_dict": ours, "epoch": 91}, tmp_path / "predictor.ckpt")
-    torch.save(theirs, tmp_path / "tokenizer.ckpt")
-    model.load_official_faceais(*(read_published(tmp_path / f"{part}.ckpt") for part in ("predictor", "tokenizer")))
+    save_file(theirs, tmp_path / "tokenizer.safetensors")
+    model.load_official_faceais(*(read_published(tmp_path / name) for name in ("predictor.ckpt", "tokenizer.safetensors")))
     assert torch.equal(model.backbone.refine.weight, before)
     assert not model.backbone.listener.head.weight.any()
     with pytest.raises(CheckpointError, match=r"lacks decoder_to_3dmm\..*a tokenizer's"):
@@ -164,14 +148,23 @@ def test_tokens_and_reactions_are_the_published_ones(pair):
             torch.testing.assert_close(actual[row], expected)
 
 
+def window(begin, stop, speaker):
+    """First and one past the last frame of the speaker for a patch."""
+    if speaker == "patch" or begin == 0:
+        return max(0, begin + BLOCK - CONTEXT), stop
+    return max(0, begin - CONTEXT), begin
+
+
+@pytest.mark.parametrize("speaker", ["patch", "past"])
 @pytest.mark.parametrize(("begin", "stop"), [(0, 4), (4, 8), (8, 12), (12, 14)])
-def test_one_step_is_the_published_one_for_each_clip_by_itself(pair, begin, stop):
+def test_one_step_is_the_published_one_for_each_clip_by_itself(pair, begin, stop, speaker):
     """Masks of a batch belong to their clips: every clip's logits are those of the formulas on it alone."""
     model, published = pair
     backbone, clips = model.backbone, 3
-    first = max(0, begin + BLOCK - CONTEXT)
-    length = stop - first
-    segment = Segment(begin // BLOCK, first, begin, stop)
+    backbone.options = dataclasses.replace(backbone.options, speaker=speaker)
+    first, heard = window(begin, stop, speaker)
+    length = heard - first
+    segment = Segment(begin // BLOCK, first, begin, stop, None if heard == stop else heard)
     assert backbone.segments(14)[segment.index] == segment
     face, speech = 3 * torch.randn(clips, length, 58, dtype=torch.float64), torch.randn(clips, length, 2 * SPEECH, dtype=torch.float64)
     face_mask, speech_mask, key_mask = (random_masks(clips, length, seed) for seed in range(3))
@@ -200,10 +193,6 @@ def test_a_cross_modal_stack_may_read_the_other_stream_in_every_layer():
     torch.manual_seed(1)
     first, every = (faceais(emc=False, options=OPTIONS | {"speech_factor": 1, "cross_reads": reads}) for reads in ("first", "all"))
     every.load_state_dict(first.state_dict())
-    for model in (first, every):
-        for name, parameter in model.named_parameters():
-            if name.endswith("gate"):
-                parameter.data.fill_(1.0)
     batch = make_batch(2, 8)
     results = [m(batch["face"], batch["speech"], seed=1).distribution[0].logits for m in (first, every)]
     assert not torch.allclose(*results)
@@ -258,12 +247,11 @@ def test_cross_entropy_and_fusion_loss():
     torch.testing.assert_close(real.fusion_loss(face, speech, mask=mask, reduction="paper_sum"), expected / 3)
 
 
-# Through EMC
-
-
-def test_generation_is_the_loop_of_the_formulas(pair):
+@pytest.mark.parametrize("speaker", ["patch", "past"])
+def test_generation_is_the_loop_of_the_formulas(pair, speaker):
     """Patch after patch: each drawn from what was drawn before, to the clip's last frame."""
     model, published = pair
+    model.backbone.options = dataclasses.replace(model.backbone.options, speaker=speaker)
     total = 10
     face, speech = 3 * torch.randn(1, total, 58, dtype=torch.float64), torch.randn(1, total, 2 * SPEECH, dtype=torch.float64)
     seed = torch.tensor([11])
@@ -272,193 +260,15 @@ def test_generation_is_the_loop_of_the_formulas(pair):
     for draw in range(2):
         past = torch.empty(0, dtype=torch.int64)
         for begin in range(0, total, BLOCK):
-            stop, first = min(begin + BLOCK, total), max(0, begin + BLOCK - CONTEXT)
-            place = CONTEXT - -(-(stop - first) // BLOCK) * BLOCK
-            window = published.encode(published.tokens(face[0, first:stop]), speech[0, first:stop], None, None, first=place)
-            fused = published.cross_stack("sp_cm_transformer.h", *window, None, None)
+            stop = min(begin + BLOCK, total)
+            first, heard = window(begin, stop, speaker)
+            place = CONTEXT - -(-(heard - first) // BLOCK) * BLOCK
+            both = published.encode(published.tokens(face[0, first:heard]), speech[0, first:heard], None, None, first=place)
+            fused = published.cross_stack("sp_cm_transformer.h", *both, None, None)
             logits = published.logits(fused, past[-CONTEXT:], None, None, frames=stop - begin, context=CONTEXT)[:, 2:38]
-            noise = ops.philox_uniform((1, 2, stop - begin, 36), seed, stream=streams.LATENT, frame_offset=begin, dtype=torch.float64)[
-                0, draw
-            ]
+            shape = (1, 2, stop - begin, 36)
+            noise = ops.philox_uniform(shape, seed, stream=streams.LATENT, frame_offset=begin, dtype=torch.float64)[0, draw]
             past = torch.cat((past, (logits - torch.log(-torch.log(noise))).argmax(-1)))
         coefficients, emotion = published.reaction(past)
         torch.testing.assert_close(output.reaction_3dmm[0, draw], coefficients)
         torch.testing.assert_close(output.reaction_emotion[0, draw], emotion)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"emc": False}, {"causal": True, "window": 3}, {"ea": "none"}, {"reduction": "paper_sum"}], ids=str
-)
-def test_it_trains_and_reacts(options):
-    model = faceais(train=True, **options)
-    batch = holes(make_batch(3, 12, targets=True))
-    output = model(**batch, seed=1, lengths=torch.tensor([12, 9, 6]))
-    emc = model.config.emc
-    assert set(output.losses) == {"total", "backbone", "cross_entropy", "face", "emotion"} | (
-        {"align", "cma_kl", "fusion"} if emc else set()
-    )
-    output.losses["total"].backward()
-    learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())
-    assert not any("tokenizer" in n for n in learning)
-    assert bool(output.losses["backbone"] > output.losses["cross_entropy"]) is (emc and model.config.ea != "none")
-    model.eval()
-    given = {n: t for n, t in batch.items() if not n.startswith("target")}
-    many, few = (reactions(model, given, seed=1, num_samples=k) for k in (4, 2))
-    assert many.shape == (3, 4, 12, 83)
-    torch.testing.assert_close(many[:, :2], few, rtol=1e-4, atol=1e-5)
-    assert (many[:, 1:] != many[:, :1]).flatten(2).any(-1).all()
-    for missing in ("face", "speech"):
-        gone = {n: t for n, t in given.items() if not n.startswith(missing)} | {missing: None}
-        assert reactions(model, gone, seed=1, num_samples=2).isfinite().all()
-
-
-@pytest.mark.parametrize("emc", [True, False])
-def test_padding_and_batch_mates_change_nothing(emc):
-    model = faceais(emc=emc)
-    batch = make_batch(3, 14)
-    batch = holes(batch, length=14) if emc else batch
-    seeds, lengths = torch.tensor([1, 2, 3]), torch.tensor([14, 10, 3])
-    together = reactions(model, batch, lengths=lengths, seed=seeds, num_samples=2)
-    for row, length in enumerate(lengths.tolist()):
-        alone = reactions(model, frames(rows(batch, [row]), length), seed=seeds[row : row + 1], num_samples=2)
-        torch.testing.assert_close(together[row : row + 1, :, :length], alone, rtol=1e-4, atol=1e-5)
-        assert (together[row, :, length:] == 0).all()
-
-
-def test_what_stands_in_missing_frames_changes_no_bit():
-    model = faceais()
-    batch = holes(make_batch(3, 12))
-    assert torch.equal(reactions(model, batch, seed=3), reactions(model, poisoned(batch), seed=3))
-    model.train()
-    targets = {f"target_{n}": t for n, t in (("3dmm", torch.randn(3, 12, 58)), ("emotion", torch.randn(3, 12, 25)))}
-    for known in (batch, poisoned(batch)):
-        model.zero_grad()
-        model(**known, **targets, seed=3).losses["total"].backward()
-        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        if known is batch:
-            expected = grads
-    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
-
-
-def test_the_loss_is_the_likelihood_of_the_listeners_own_tokens():
-    """In evaluation too the past is the target, and each frame of the target counts once under what came before it."""
-    model = faceais(emc=False)
-    model.backbone.tokenizer.to_code.weight.data.mul_(30)  # a tokenizer that tells faces apart
-    batch = make_batch(2, 10, targets=True)
-    output = model(**batch, seed=1)
-    tokenizer = model.backbone.tokenizer
-    tokens = tokenizer.tokens(batch["target_3dmm"])
-    logits = torch.cat([z.logits[:, 0] for z in output.distribution], 1)
-    torch.testing.assert_close(output.losses["cross_entropy"], torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
-    assert torch.equal(output.losses["backbone"], output.losses["cross_entropy"])
-    other = batch | {"target_3dmm": batch["target_3dmm"].clone()}
-    other["target_3dmm"][:, 4:8] += 5
-    changed = torch.cat([z.logits[:, 0] for z in model(**other, seed=1).distribution], 1)
-    assert torch.equal(logits[:, :8], changed[:, :8])
-    assert (logits[:, 8:] != changed[:, 8:]).any()
-
-
-def test_a_part_of_the_past_is_hidden_in_training_only_and_alike_for_every_fusion():
-    model = faceais(options=SMALL | {"past_mask_p": 0.5})
-    backbone = model.backbone
-    past = Past(torch.zeros(64, 12, 58), torch.zeros(64, 12, 25), torch.zeros(64, 12, 3))
-    seeds = torch.arange(64)
-    assert backbone.limit_past(past, seed=seeds) is past
-    model.train()
-    mask = backbone.limit_past(past, seed=seeds).mask
-    shown = mask.sum(1)
-    assert torch.equal(mask, torch.arange(12) >= 12 - shown[:, None])  # always the last ones
-    whole = (shown == 12).sum()
-    assert 20 < whole < 44
-    assert set(shown[shown < 12].tolist()) == set(range(1, CONTEXT + 1))
-    # with masks of their own the three fusions would differ even where their streams do not
-    model = faceais(train=True, dropout=0.0, options=SMALL | {"past_mask_p": 1.0})
-    with torch.no_grad():
-        for module in (model.emc.cma_face, model.emc.cma_speech):
-            for parameter in module.parameters():
-                parameter.zero_()
-        for name in ("encode_face", "encode_speech"):
-            setattr(model.backbone.speaker, name, lambda x, mask, seed: torch.zeros(*x.shape[:2], 16))
-    batch = make_batch(3, 12, targets=True)
-    batch["speech_emotion"] = torch.zeros_like(batch["speech_emotion"])
-    model.emc.emotion_mlp.requires_grad_(False).apply(lambda m: [p.zero_() for p in m.parameters(recurse=False)])
-    assert model(**batch, seed=1).losses["fusion"].abs() < 1e-9
-
-
-def test_s_ea_reaches_the_decoders_and_begins_as_the_original():
-    model = faceais()
-    batch, seeds = make_batch(2, 8), torch.tensor([5, 6])
-    model.backbone.refine.weight.data.zero_()
-    model.backbone.refine.bias.data.zero_()
-    before = reactions(model, batch, seed=seeds)
-    tokens = [
-        z.draw(1, top_k=512, temperature=1.0, seed=seeds, frame_offset=BLOCK * i)[0][:, 0]
-        for i, z in enumerate(model(**batch, seed=seeds).distribution)
-    ]
-    tokenizer = model.backbone.tokenizer
-    plain = tokenizer.decode(tokenizer.embed(tokenizer.quantizer.from_indices(torch.cat(tokens, 1))))
-    torch.testing.assert_close(before[:, 0], torch.cat(plain, -1))
-    model.backbone.refine.weight.data.fill_(0.1)
-    assert not torch.allclose(reactions(model, batch, seed=seeds), before)
-    fresh = EMCModel(model.config).backbone.refine
-    assert not fresh.weight.any()
-    assert not fresh.bias.any()
-
-
-@pytest.mark.parametrize(
-    ("fields", "options", "fault"),
-    [
-        ({"face_dim": 128}, {}, "own tokenizer"),
-        ({"input": "image"}, {}, "own tokenizer"),
-        ({"speech_dim": 77}, {"speech_factor": 2}, "speech_factor must divide"),
-        ({}, {"context": 10}, "multiple of block"),
-        ({}, {"levels": [8, 8]}, "64 codes"),
-        ({}, {"levels": [1]}, "levels"),
-        ({}, {"temperature": 0}, "top_k=1"),
-        ({}, {"past_mask_p": 2}, "past_mask_p"),
-        ({}, {"cross_reads": "some"}, "cross_reads"),
-        ({}, {"layers": 0}, "layers"),
-        ({}, {"tokenizer_heads": 5}, "tokenizer_heads"),
-    ],
-)
-def test_bad_options_are_named(fields, options, fault):
-    with pytest.raises(ValueError, match=fault):
-        faceais(options=SMALL | options, **fields)
-
-
-def test_a_configuration_comes_back_from_json_as_it_was():
-    model = faceais()
-    again = EMCConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
-    assert again == model.config
-    assert again.digest() == model.config.digest()
-
-
-def test_the_tokenizer_learns_and_then_its_decoder_of_emotion_alone():
-    model = faceais(emc=False, options=SMALL | {"tokenizer_width": 24}).train()
-    backbone = model.backbone
-    assert not backbone.tokenizer.training
-    target = Reaction(torch.randn(4, 10, 58), torch.rand(4, 10, 25))
-    mask = torch.arange(10) < torch.tensor([10, 8, 4, 3])[:, None]
-    model.requires_grad_(False)
-    for parameter in backbone.stage_parameters("tokenizer"):
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    totals = []
-    for step in range(30):
-        optimizer.zero_grad()
-        losses = backbone.stage_loss("tokenizer", target, mask=mask, progress=0.0, seed=torch.arange(4) + 100 * step)
-        losses["total"].backward()
-        assert all(p.grad is not None for p in backbone.tokenizer.parameters())
-        optimizer.step()
-        totals.append(float(losses["total"].detach()))
-    assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
-    torch.testing.assert_close(losses["total"], losses["face"] + losses["emotion"])
-    optimizer.zero_grad()
-    late = backbone.stage_loss("tokenizer", target, mask=mask, progress=0.8, seed=torch.arange(4))
-    late["total"].backward()
-    assert torch.equal(late["total"], late["emotion"])
-    learned = {id(p) for p in backbone.tokenizer.emotion_parameters()}
-    assert all((p.grad is not None) is (id(p) in learned) for p in backbone.tokenizer.parameters())
-    with pytest.raises(ValueError, match="no stage 'other'"):
-        backbone.stage_loss("other", target, mask=mask, progress=0.0, seed=None)
