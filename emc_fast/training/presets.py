@@ -89,6 +89,27 @@ SMALL: dict[str, dict[str, Any]] = {
         "validate_every": 5,
         "stages": {"tokenizer": {"epochs": 25, "clip_length": 64}},
     },
+    "regnn": {
+        "model": {
+            "d_model": 48,
+            "num_heads": 4,
+            "dropout": 0.0,
+            "norm": "pre",
+            "cma_prior": "mean",
+            "l_align": 0.01,
+            "l_kl": 0.1,
+            "l_fusion": 0.001,
+            "backbone_options": {"perceptual_layers": 1, "embedding_dropout": 0.0},
+        },
+        "epochs": 40,
+        "batch_size": 8,
+        "optimizer": "adam",
+        "lr": 3e-3,
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "clip_length": 50,
+        "validate_every": 10,
+    },
     "trans_vae": {
         "model": {
             "d_model": 48,

@@ -10,8 +10,9 @@ import torch
 from training_helpers import FRAMES, same, weights
 from typer.testing import CliRunner
 
+from emc_fast import EMCModel
 from emc_fast.cli import app
-from emc_fast.training import TrainConfig, load_model, recipe, train
+from emc_fast.training import TrainConfig, demo_config, load_model, recipe, train
 
 SMALL = {"window": 10, "stride": 5, "perceptual_layers": 1, "channels": 2}
 MODEL = {"d_model": 16, "num_heads": 2, "backbone_options": SMALL}
@@ -30,6 +31,12 @@ def test_the_recipe_is_the_released_one():
     assert (config.clip_length, config.schedule, config.drop_at, config.drop) == (50, "step", 0.09, 0.1)
     assert config.mirror
     assert not config.swap_roles  # every clip in both roles once
+
+
+def test_there_are_small_settings_too(tmp_path):
+    config = demo_config("corpus", tmp_path, backbone="regnn")
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert config.clip_length == EMCModel(config.model).backbone.window
 
 
 @pytest.fixture(scope="module")
