@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -77,6 +78,24 @@ class CognitiveProcessor(nn.Module):
             rows = attention / (attention.sum(-1, keepdim=True) + _TINY)
             columns = rows / (rows.sum(-2, keepdim=True) + _TINY)
             return rows @ columns.transpose(-1, -2)
+
+
+def spectral_norm(matrices: Tensor) -> Tensor:
+    """Largest singular values of square matrices (..., W, W), float32 or float64, as (...).
+
+    By squaring M^T M until only the largest eigenvalue is left in its trace, k times for W^(1/2^k) - 1 below rounding: a singular value
+    decomposition would wait for a GPU, and cannot be captured in a CUDA graph. What it gives is at least the norm, rounding apart.
+    """
+    info = torch.finfo(matrices.dtype)
+    power = matrices.mT @ matrices
+    trace = power.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=info.tiny)
+    logarithm = trace.log()
+    for step in range(1, 2 - round(math.log2(info.eps / math.log(max(matrices.shape[-1], 2))))):
+        power = power / trace[..., None, None]
+        power = power @ power
+        trace = power.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=info.tiny)
+        logarithm = logarithm + trace.log() / 2**step
+    return (logarithm / 2).exp()
 
 
 class ActNorm(nn.Module):
@@ -169,14 +188,14 @@ class GraphFlow(nn.Module):
         width = weight.shape[1]
         query, key = weight.chunk(2)
         identity = torch.eye(width, device=weight.device, dtype=weight.dtype)
-        released = torch.linalg.matrix_norm(identity + 2 * width**-0.5 * query @ key.T, 2) + 5
-        least = torch.sigmoid(torch.tensor(-1.0)).item()
-        radius = width**0.5 * (1 - least) / 2
         product = key.T @ query
+        released, size = spectral_norm(torch.stack((identity + 2 * width**-0.5 * query @ key.T, product))).unbind()
+        least = 1 / (1 + math.e)
+        radius = width**0.5 * (1 - least) / 2
         at_centre = key.T @ (query.sum(1) * (1 + least) / 2 + bias[:width].to(weight.dtype))
-        slope = 1 + radius * (2 * radius * torch.linalg.matrix_norm(product, 2) + torch.linalg.vector_norm(at_centre)) * width**-0.5
+        slope = 1 + radius * (2 * radius * size + at_centre.square().sum().sqrt()) * width**-0.5
         mixing = self.channel_weight.abs().sum() / self.channel_weight.sum().abs()
-        return torch.maximum(released, slope * mixing.to(slope.dtype) / (4 * self.CONTRACTION))
+        return torch.maximum(released + 5, slope * mixing.to(slope.dtype) / (4 * self.CONTRACTION))
 
     def update(self, x: Tensor, log_edges: Tensor, divisor: Tensor) -> Tensor:
         """f(x) of `x` (..., V, W); `log_edges` (..., P, V, V), leading dimensions broadcast."""
