@@ -2,8 +2,9 @@
 // column, but pairs of sequences are independent: each lane of a vector is a pair of its own, so that no cell is wasted, and no shuffle
 // needed.
 //
-// Rows are swept a few at a time, and two columns at once: their distances are a small product that reuses every operand, and the
-// recurrence passes from row to row in registers. Only the last row of a tile goes through memory.
+// y is cut into panels of columns that stay in the first-level cache while all rows pass over them. Within a panel rows are swept a few at
+// a time, and two columns at once: their distances are a small product that reuses every operand, and the recurrence passes from row to row
+// in registers. Only the last row of a tile, and the last column of a panel, go through memory.
 #include "dtw_kernels.h"
 #include "simd_double.h"
 
@@ -46,33 +47,68 @@ EMC_INLINE double get(const Double& a, int lane) { return lane < H ? a.low[lane]
 EMC_INLINE Single constant(float x, Single) { return {splat(x)}; }
 EMC_INLINE Double constant(double x, Double) { return {splat(x), splat(x)}; }
 
-// What one call works on, cut from the workspace. `extra` is 1 where a squared norm stands behind the channels.
+// What one call works on, cut from the workspace. A frame takes `channels` vectors, and one more for its squared norm with kProduct.
 template <class Cost>
 struct Lanes {
-  F* x;       // (kRows, channels + extra)
-  F* y;       // (frames, channels + extra)
-  Cost* row;  // (frames,): the last row done
+  F* x;        // (rows,)
+  F* y;        // (kPanel,): the columns of a panel
+  Cost* row;   // (kPanel,): the last row done
+  Cost* left;  // (rows + 1,): the column left of the panel, from the row above the first
 };
+constexpr int64_t kPanelBytes = 16384;  // of y: a third to a half of a first-level cache; a tile of x wants to fit beside it
+
+int64_t panel_of(int64_t width) {
+  const int64_t columns = kPanelBytes / (width * static_cast<int64_t>(sizeof(F))) / 2 * 2;
+  return columns > 2 ? columns : 2;
+}
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 template <class Cost, bool kProduct>
 int64_t workspace_bytes(const DtwProblem& p) {
-  const int64_t width = p.channels + kProduct;
-  return 64 + Cost::kRows * width * static_cast<int64_t>(sizeof(F)) +
-         p.y_frames * (width * static_cast<int64_t>(sizeof(F)) + static_cast<int64_t>(sizeof(Cost)));
+  const int64_t width = p.channels + kProduct, rows = round_up(p.x_frames, Cost::kRows), panel = panel_of(width);
+  return 64 + (rows + panel) * width * static_cast<int64_t>(sizeof(F)) + (panel + rows + 1) * static_cast<int64_t>(sizeof(Cost));
 }
 
-// The recurrence in a tile, from column to column: what stands left of each row, and above the first row of the column before.
-template <class Cost>
-struct Front {
-  Cost left[Cost::kRows], corner, low;
-};
+// W vectors, one for each lane, become W vectors, one for each element.
+EMC_INLINE void transpose(F* v) {
+  for (int half = 1; half < W; half *= 2) {
+    U low, high;
+    for (int i = 0; i < W; ++i) {
+      low[i] = static_cast<uint32_t>((i & half) != 0 ? i - half + W : i);
+      high[i] = static_cast<uint32_t>((i & half) != 0 ? i + W : i + half);
+    }
+    for (int i = 0; i < W; ++i) {
+      if ((i & half) != 0) continue;
+      const F a = v[i], b = v[i + half];
+      v[i] = shuffle(a, b, low);
+      v[i + half] = shuffle(a, b, high);
+    }
+  }
+}
 
-// kColumns columns of a tile from column s on. Distances first: an entry of x is used for all columns, one of y for all rows.
+// One frame of W sequences, and its squared norm behind the channels. Null for a lane whose sequence has no such frame: zeros.
+template <bool kNorm>
+EMC_INLINE void pack(const float* const* from, int64_t stride, int64_t channels, F* to) {
+  F norm = {};
+  for (int64_t first = 0; first < channels; first += W) {
+    const int64_t some = channels - first < W ? channels - first : W;
+    F v[W];
+    for (int lane = 0; lane < W; ++lane) v[lane] = from[lane] != nullptr ? load_some(from[lane] + first * stride, stride, some) : F{};
+    transpose(v);
+    for (int64_t c = 0; c < some; ++c) {
+      norm = fma(v[c], v[c], norm);
+      to[first + c] = v[c];
+    }
+  }
+  if (kNorm) to[channels] = norm;
+}
+
+// kColumns columns of a tile. Distances first: an entry of x is used for all columns, one of y for all rows. `corner` stands above the
+// column before, `left` left of each row; both move on.
 template <class Cost, bool kProduct, int kColumns>
-EMC_INLINE void columns(const Lanes<Cost>& lanes, int64_t channels, int64_t s, Front<Cost>& front) {
+EMC_INLINE void columns(const F* x, const F* y, Cost* row, int64_t channels, Cost* left, Cost& corner) {
   constexpr int kRows = Cost::kRows;
   const int64_t width = channels + kProduct;
-  const F* const x = lanes.x;
-  const F* const y = lanes.y + s * width;
   F d[kColumns][kRows];
   for (int k = 0; k < kColumns; ++k)
     for (int r = 0; r < kRows; ++r) d[k][r] = kProduct ? x[r * width + channels] + y[k * width + channels] : F{};
@@ -88,116 +124,119 @@ EMC_INLINE void columns(const Lanes<Cost>& lanes, int64_t channels, int64_t s, F
     }
   }
   for (int k = 0; k < kColumns; ++k) {
-    Cost above = lanes.row[s + k], diagonal = front.corner;
-    front.corner = above;
+    Cost above = row[k], diagonal = corner;
+    corner = above;
     for (int r = 0; r < kRows; ++r) {
-      const Cost best = least(least(front.left[r], diagonal), above);
-      diagonal = front.left[r];
-      front.left[r] = above = add(best, d[k][r]);
+      const Cost best = least(least(left[r], diagonal), above);
+      diagonal = left[r];
+      left[r] = above = add(best, d[k][r]);
     }
-    lanes.row[s + k] = above;
-    front.low = least(front.low, above);
+    row[k] = above;
   }
 }
 
-// One tile: kRows rows of x against all frames of y. edge[k] is the cost left of the first column, of the row above (k = 0) and of the
-// tile's. kChannels = 0 takes the number from the problem. Returns the least cost of the last row.
+// All rows of x against `some` columns of y. kChannels = 0 takes the number of channels from the problem.
 template <class Cost, bool kProduct, int kChannels>
-Cost tile(const Lanes<Cost>& lanes, int64_t channels_given, int64_t frames, const Cost* edge) {
-  const int64_t channels = kChannels > 0 ? kChannels : channels_given;
-  Front<Cost> front;
-  front.corner = edge[0];
-  front.low = constant(__builtin_inff(), Cost{});
-  for (int r = 0; r < Cost::kRows; ++r) front.left[r] = edge[r + 1];
-  int64_t s = 0;
-  for (; s + 2 <= frames; s += 2) columns<Cost, kProduct, 2>(lanes, channels, s, front);
-  if (s < frames) columns<Cost, kProduct, 1>(lanes, channels, s, front);
-  return front.low;
+void panel(const Lanes<Cost>& lanes, int64_t channels_given, int64_t rows, int64_t some) {
+  constexpr int kRows = Cost::kRows;
+  const int64_t channels = kChannels > 0 ? kChannels : channels_given, width = channels + kProduct;
+  Cost above = lanes.left[0];  // left of the row above the tile, before this panel
+  for (int64_t t = 0; t < rows; t += kRows) {
+    Cost left[kRows], corner = above;
+    for (int r = 0; r < kRows; ++r) left[r] = lanes.left[t + r + 1];
+    above = left[kRows - 1];
+    const F* const x = lanes.x + t * width;
+    int64_t s = 0;
+    for (; s + 2 <= some; s += 2) columns<Cost, kProduct, 2>(x, lanes.y + s * width, lanes.row + s, channels, left, corner);
+    if (s < some) columns<Cost, kProduct, 1>(x, lanes.y + s * width, lanes.row + s, channels, left, corner);
+    for (int r = 0; r < kRows; ++r) lanes.left[t + r + 1] = left[r];
+  }
 }
 template <class Cost, bool kProduct>
-Cost any_tile(const Lanes<Cost>& lanes, int64_t channels, int64_t frames, const Cost* edge) {
+void any_panel(const Lanes<Cost>& lanes, int64_t channels, int64_t rows, int64_t some) {
   switch (channels) {  // the field's groups: valence and arousal, expressions, action units
     case 2:
-      return tile<Cost, kProduct, 2>(lanes, channels, frames, edge);
+      return panel<Cost, kProduct, 2>(lanes, channels, rows, some);
     case 8:
-      return tile<Cost, kProduct, 8>(lanes, channels, frames, edge);
+      return panel<Cost, kProduct, 8>(lanes, channels, rows, some);
     case 15:
-      return tile<Cost, kProduct, 15>(lanes, channels, frames, edge);
+      return panel<Cost, kProduct, 15>(lanes, channels, rows, some);
     default:
-      return tile<Cost, kProduct, 0>(lanes, channels, frames, edge);
+      return panel<Cost, kProduct, 0>(lanes, channels, rows, some);
   }
 }
 
 template <class Cost, bool kProduct>
 void sweep(const DtwProblem& p, int64_t begin, int64_t end, void* workspace) {
   constexpr int kRows = Cost::kRows;
-  const int64_t width = p.channels + kProduct;
-  auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) / 64 * 64);
-  Lanes<Cost> lanes;
-  lanes.x = reinterpret_cast<F*>(base);
-  lanes.y = lanes.x + kRows * width;
-  lanes.row = reinterpret_cast<Cost*>(lanes.y + p.y_frames * width);
+  const int64_t width = p.channels + kProduct, panel = panel_of(width);
+  const Cost infinite = constant(__builtin_inff(), Cost{});
 
   int64_t x_length[W], y_length[W], rows = 0, frames = 0;
-  const float* x[W];
-  double bound[W];
+  const float *x[W], *y[W], *at[W];
+  double bound[W], cost[W];
   for (int lane = 0; lane < W; ++lane) {
     const int64_t pair = begin + lane < end ? begin + lane : end - 1;  // a spare lane repeats the last pair
     const int64_t n = p.pairs[2 * pair], m = p.pairs[2 * pair + 1];
     x[lane] = p.x + n * p.x_stride[0];
+    y[lane] = p.y + m * p.y_stride[0];
     x_length[lane] = p.x_lengths != nullptr ? p.x_lengths[n] : p.x_frames;
     y_length[lane] = p.y_lengths != nullptr ? p.y_lengths[m] : p.y_frames;
     rows = rows > x_length[lane] ? rows : x_length[lane];
     frames = frames > y_length[lane] ? frames : y_length[lane];
     bound[lane] = p.bound != nullptr ? p.bound[pair] * p.bound[pair] * (1.0 + 0x1p-50) : __builtin_inf();
+    cost[lane] = __builtin_inf();
   }
-  for (int lane = 0; lane < W; ++lane) {
-    const int64_t pair = begin + lane < end ? begin + lane : end - 1;
-    const float* const y = p.y + p.pairs[2 * pair + 1] * p.y_stride[0];
-    float* const to = reinterpret_cast<float*>(lanes.y) + lane;
-    for (int64_t s = 0; s < frames; ++s) {
-      float norm = 0.f;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const float v = s < y_length[lane] ? y[s * p.y_stride[1] + c * p.y_stride[2]] : 0.f;  // past a lane's end: anything finite
-        to[(s * width + c) * W] = v;
-        norm += v * v;
-      }
-      if (kProduct) to[(s * width + p.channels) * W] = norm;
-    }
-  }
-  for (int64_t s = 0; s < frames; ++s) lanes.row[s] = constant(__builtin_inff(), Cost{});
+  rows = round_up(rows, kRows);
+  Lanes<Cost> lanes;
+  lanes.x = reinterpret_cast<F*>((reinterpret_cast<uintptr_t>(workspace) + 63) / 64 * 64);
+  lanes.y = lanes.x + rows * width;
+  lanes.row = reinterpret_cast<Cost*>(lanes.y + panel * width);
+  lanes.left = lanes.row + panel;
 
-  // Lanes end together: a shorter x is preceded by rows at infinite distance, and its path starts in the last of these.
-  rows = (rows + kRows - 1) / kRows * kRows;
-  bool all_beyond = false;
-  for (int64_t first = 0; first < rows && !all_beyond; first += kRows) {
-    Cost edge[kRows + 1];
-    for (int k = 0; k <= kRows; ++k) edge[k] = constant(__builtin_inff(), Cost{});
+  // Lanes end in the same row: a shorter x is preceded by rows at infinite distance, and its path starts below the last of these.
+  for (int64_t t = 0; t < rows; ++t) {
+    I blank;
     for (int lane = 0; lane < W; ++lane) {
-      const int64_t blank = rows - x_length[lane];
-      if (first <= blank && blank <= first + kRows) set(edge[blank - first], lane, 0.0);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t t = first + r - blank;
-        float* const to = reinterpret_cast<float*>(lanes.x + r * width) + lane;
-        float norm = 0.f;
-        for (int64_t c = 0; c < p.channels; ++c) {
-          const float v = t >= 0 ? x[lane][t * p.x_stride[1] + c * p.x_stride[2]] : kProduct ? 0.f : __builtin_inff();
-          to[c * W] = kProduct ? -2.f * v : v;
-          norm += v * v;
-        }
-        if (kProduct) to[p.channels * W] = t >= 0 ? norm : __builtin_inff();
-      }
+      const int64_t frame = t - (rows - x_length[lane]);
+      at[lane] = frame >= 0 ? x[lane] + frame * p.x_stride[1] : nullptr;
+      blank[lane] = frame >= 0 ? 0 : -1;
     }
-    // blank == first + kRows belongs to the next tile's row above as well, which finds it again as its edge[0].
-    const Cost low = any_tile<Cost, kProduct>(lanes, p.channels, frames, edge);
-    all_beyond = true;
-    for (int lane = 0; lane < W; ++lane) all_beyond = all_beyond && get(low, lane) > bound[lane];
+    F* const to = lanes.x + t * width;
+    pack<kProduct>(at, p.x_stride[2], p.channels, to);
+    if (kProduct)
+      for (int64_t c = 0; c < p.channels; ++c) to[c] *= -2.f;
+    F& last = to[width - 1];
+    last = select(blank, splat(__builtin_inff()), last);
+  }
+  for (int64_t t = 0; t <= rows; ++t) lanes.left[t] = infinite;
+  for (int lane = 0; lane < W; ++lane) set(lanes.left[rows - x_length[lane]], lane, 0.0);
+
+  bool settled = false;
+  for (int64_t start = 0; start < frames && !settled; start += panel) {
+    const int64_t some = frames - start < panel ? frames - start : panel;
+    for (int64_t s = 0; s < some; ++s) {
+      for (int lane = 0; lane < W; ++lane) at[lane] = start + s < y_length[lane] ? y[lane] + (start + s) * p.y_stride[1] : nullptr;
+      pack<kProduct>(at, p.y_stride[2], p.channels, lanes.y + s * width);
+      lanes.row[s] = infinite;
+    }
+    any_panel<Cost, kProduct>(lanes, p.channels, rows, some);
+    lanes.left[0] = infinite;
+    for (int lane = 0; lane < W; ++lane) {
+      const int64_t last = y_length[lane] - 1 - start;
+      if (last >= 0 && last < some) cost[lane] = get(lanes.row[last], lane);
+    }
+    if (p.bound == nullptr) continue;
+    // Every path crosses every column: a pair is too far once a whole column is.
+    Cost low = infinite;
+    for (int64_t t = 1; t <= rows; ++t) low = least(low, lanes.left[t]);
+    settled = true;
+    for (int lane = 0; lane < W; ++lane) settled = settled && (start + some >= y_length[lane] || get(low, lane) > bound[lane]);
   }
   for (int64_t pair = begin; pair < end; ++pair) {
     const int lane = static_cast<int>(pair - begin);
-    const double cost = get(lanes.row[y_length[lane] - 1], lane);
     // An estimate may fall below zero by a rounding.
-    p.out[pair] = all_beyond || cost > bound[lane] ? __builtin_inf() : __builtin_sqrt(cost > 0.0 ? cost : 0.0);
+    p.out[pair] = cost[lane] > bound[lane] ? __builtin_inf() : __builtin_sqrt(cost[lane] > 0.0 ? cost[lane] : 0.0);
   }
 }
 

@@ -18,7 +18,7 @@ __all__ = ["GROUPS", "frdist", "least_warped", "nearest_warped"]
 #: Channels and weight of each group of the published distance: valence and arousal, expressions, action units; each is warped by itself.
 #: They stand in the order in which they pay: the first is the cheapest and has by far the largest share of the sum.
 GROUPS = ((slice(15, 17), 1.0), (slice(17, 25), 1.0 / 8.0), (slice(0, 15), 1.0 / 15.0))
-_ROUNDS = (1, 4)  # candidates of a prediction that are looked at together: the best guess, a few more, the rest
+_ROUND = 4  # candidates of a prediction, after the best guess, that are looked at together before the rest
 _CLIPS = 16  # clips whose candidates are gone through together
 
 
@@ -30,21 +30,25 @@ class _Candidates:
     """
 
     def __init__(self, x: Tensor, y: Tensor, pairs: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> None:
-        self.x, self.y, self.pairs, self.x_lengths, self.y_lengths = x, y, pairs, x_lengths, y_lengths
+        # Each group by itself and dense: the kernel reads it once for every sixteen pairs.
+        self.x, self.y = ([v[..., channels].contiguous() for channels, _ in GROUPS] for v in (x, y))
+        self.pairs, self.x_lengths, self.y_lengths = pairs, x_lengths, y_lengths
         self.low = torch.zeros(len(pairs), dtype=torch.float64)
         self.high = torch.full((len(x),), torch.inf, dtype=torch.float64)
-        self.norms = [max(float(v[..., channels].square().sum(dim=-1).max()) for v in (x, y)) for channels, _ in GROUPS]
+        self.known_high = torch.zeros_like(self.low)  # upper bound of the groups known so far
+        self.norms = [max(float(v[g].square().sum(dim=-1).max()) for v in (self.x, self.y)) for g in range(len(GROUPS))]
+        self.frames = x.shape[1] + y.shape[1]
 
     def group(self, g: int, which: Tensor, *, exact: bool, bound: Tensor | None = None) -> Tensor:
         """Weighted distance in one group of the pairs `which`.
 
         Pairs with little room go together: the kernel stops a handful of pairs when all of them are beyond their bounds.
         """
-        channels, weight = GROUPS[g]
+        weight = GROUPS[g][1]
         order = torch.arange(len(which)) if bound is None else torch.argsort(bound)
         value = dtw(
-            self.x[..., channels],
-            self.y[..., channels],
+            self.x[g],
+            self.y[g],
             self.pairs[which[order]],
             x_lengths=self.x_lengths,
             y_lengths=self.y_lengths,
@@ -55,8 +59,7 @@ class _Candidates:
 
     def error(self, g: int, estimate: Tensor) -> Tensor:
         channels, weight = GROUPS[g]
-        frames = self.x.shape[1] + self.y.shape[1]
-        return weight * estimate_error(frames, channels.stop - channels.start, self.norms[g], estimate / weight)
+        return weight * estimate_error(self.frames, channels.stop - channels.start, self.norms[g], estimate / weight)
 
     def estimate(self, which: Tensor, groups: tuple[int, ...]) -> None:
         """Raise `low` of the pairs `which` by what the groups add at least; what goes beyond its prediction's `high` becomes infinite."""
@@ -77,30 +80,33 @@ class _Candidates:
         else:
             self.known_high[which] = high
 
+    def measure(self, which: Tensor) -> None:
+        """The distances that count, in float64: `low` of the pairs `which` becomes their whole distance."""
+        total = torch.zeros(len(which), dtype=torch.float64)
+        for g in sorted(range(len(GROUPS)), key=lambda g: GROUPS[g][0].start):
+            total += self.group(g, which, exact=True)
+        self.low[which] = total
+        self.high.scatter_reduce_(0, self.pairs[which, 0], total, "amin")
+        self.measured[which] = True
+
     def least(self) -> Tensor:
         """(X,) exact least distance of each prediction."""
         everyone = torch.arange(len(self.pairs))
-        self.known_high = torch.zeros_like(self.low)
+        self.measured = torch.zeros(len(self.pairs), dtype=torch.bool)
         self.estimate(everyone, (0,))
         # The candidates of a prediction from the most to the least promising, each with its place in that order.
         by_low = torch.argsort(self.low, stable=True)
         order = by_low[torch.argsort(self.pairs[by_low, 0], stable=True)]
         owner = self.pairs[order, 0]
-        first = torch.searchsorted(owner, owner)  # where the candidates of each one's prediction begin
-        place = everyone - first
-        start = 0
-        for size in (*_ROUNDS, len(order)):
-            now = order[(place >= start) & (place < start + size)]
+        place = everyone - torch.searchsorted(owner, owner)  # where the candidates of each one's prediction begin
+        # The best guess is mostly right: it is measured at once, and whatever cannot be nearer is left out.
+        self.measure(order[place == 0])
+        for now in (order[(place > 0) & (place <= _ROUND)], order[place > _ROUND]):
             if len(now):
                 self.estimate(now, (1, 2))
-            start += size
-        # Only now the distances that count: in float64, of the nearest and of whatever an estimate cannot tell from it.
-        which = (self.low <= self.high[self.pairs[:, 0]]).nonzero()[:, 0]
-        total = torch.zeros(len(which), dtype=torch.float64)
-        for g in sorted(range(len(GROUPS)), key=lambda g: GROUPS[g][0].start):
-            total += self.group(g, which, exact=True)
-        least = torch.full((len(self.x),), torch.inf, dtype=torch.float64)
-        return least.scatter_reduce_(0, self.pairs[which, 0], total, "amin")
+        self.measure((~self.measured & (self.low <= self.high[self.pairs[:, 0]])).nonzero()[:, 0])
+        least = torch.full((len(self.high),), torch.inf, dtype=torch.float64)
+        return least.scatter_reduce_(0, self.pairs[self.measured, 0], self.low[self.measured], "amin")
 
 
 def least_warped(x: Tensor, y: Tensor, pairs: Tensor, *, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None) -> Tensor:
