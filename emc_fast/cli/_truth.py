@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.readers import load_array
 from ..errors import DataError
 
 __all__ = ["Truth", "read_truth"]
@@ -76,7 +77,7 @@ def read_truth(
 
 
 def _matrix(path: Path, clips: int) -> NDArray[np.bool_]:
-    matrix = np.load(path, allow_pickle=False)
+    matrix = load_array(path, "0/1 matrices of appropriate reactions")
     if matrix.shape != (clips, clips):
         raise DataError(f"{path}: has shape {matrix.shape}; the split has {clips} clips, so ({clips}, {clips}) is taken")
     return np.asarray(matrix == 1)

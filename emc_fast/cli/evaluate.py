@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,9 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
-    from ..metrics import ClipTable
+    from ..metrics import ClipTable, ListTable
+    from ._lists import ListTruth
+
+    Measured = tuple[Path, "NDArray[np.float32] | None", "ClipTable | ListTable", list[str], Any]
 
 _TITLES = {
     "frcorr": "FRCorr ↑",
@@ -24,12 +29,19 @@ _TITLES = {
     "frvar": "FRVar ↑",
     "frdvs": "FRDvs ↑",
     "frsyn": "FRSyn ↓",
+    "mae": "MAE of AUs ↓",
 }
 
 
 def command(
-    predictions: Annotated[list[Path], typer.Argument(help="Files of shape [N,K,T,25], or folders that `emc-fast generate` wrote.")],
-    data: Annotated[Path, typer.Option(help="Tree in the REACT 2024 layout.")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files of shape [N,K,T,25], or folders that `emc-fast generate` wrote; for a tree of 2025 folders of "
+            "<session>/<clip>.npy [K,T,25], or an .npz or .pt of such arrays by name."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Tree in the layout of REACT 2024, or of 2025 and 2026.")],
     split: Annotated[str, typer.Option(help="Split that was predicted: train, val or test.")] = "val",
     matrix: Annotated[Path | None, typer.Option(help="Another appropriateness matrix (.npy) than the split's own.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
@@ -38,18 +50,29 @@ def command(
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the redrawing.")] = 0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second, for the lags of FRSyn.")] = 25,
+    listeners: Annotated[int, typer.Option(min=1, help="2025: listeners of each clip, its own and others of the session.")] = 10,
+    listener_seed: Annotated[int, typer.Option(min=0, help="2025: of the drawing of these listeners.")] = 0,
+    round_units: Annotated[bool, typer.Option("--round-units/--keep-units", help="2025: take predicted action units as 0 or 1.")] = True,
     plots: Annotated[Path | None, typer.Option(help="Write plots into this folder (needs the extra viz).")] = None,
 ) -> None:
     """Measure predictions against a split: FRCorr, FRDist, FRDiv, FRVar, FRDvs, FRSyn, by the published protocol and the mended one.
+
+    A tree of 2025 or 2026 is known by its folder facial-attributes: clips of any length, no FRDvs, and the error of the action units.
 
     Under torchrun the clips are shared out: `torchrun --nproc-per-node 2 --no-python emc-fast evaluate ...`.
     """
     from rich.console import Console
 
     from ..errors import DataError
+    from ._lists import is_list_tree, read_list_truth
 
     if per_clip and json is None:
         raise DataError("--per-clip puts values into the JSON file: give --json FILE as well")
+    if json is not None and json.exists() and not json.is_file():
+        raise DataError(f"{json}: is not a file; --json takes the path of a file, and replaces it")
+    lists = is_list_tree(data, split)
+    if lists and (matrix is not None or plots is not None):
+        raise DataError(f"{data}: is a tree of 2025, which has no matrix, and for which there are no plots; leave out --matrix and --plots")
     if plots is not None:
         from ..metrics.plots import require_matplotlib
 
@@ -62,7 +85,11 @@ def command(
 
         dist.init_process_group("gloo")
     try:
-        results = _measure(predictions, data, split, matrix, fps, notes, world)
+        results = (
+            _measure_lists(predictions, read_list_truth(data, split, listeners, listener_seed), round_units, fps, notes, world)
+            if lists
+            else _measure(predictions, data, split, matrix, fps, notes, world)
+        )
     finally:
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -78,7 +105,8 @@ def command(
                 report["per_clip"] = {
                     protocol: {k: v.tolist() for k, v in table.per_clip(protocol).items()} for protocol in ("official", "fixed")
                 }
-        _write_json(json, {"data": str(data), "split": split, "fps": fps, "level": level, "results": reports})
+        settings = {"listeners": listeners, "listener_seed": listener_seed, "round_units": round_units} if lists else {}
+        _write_json(json, {"data": str(data), "split": split, "fps": fps, "level": level, **settings, "results": reports})
         console.print(f"figures are in {json}", soft_wrap=True)
     if plots is not None:
         from ..metrics.plots import save_plots
@@ -87,7 +115,7 @@ def command(
         written = save_plots(
             plots,
             {
-                label: (table, pred, truth.target, truth.appropriate)
+                label: (cast("ClipTable", table), cast("NDArray[np.float32]", pred), truth.target, truth.appropriate)
                 for label, (_, pred, table, _, truth) in zip(labels, results, strict=True)
             },
         )
@@ -103,18 +131,40 @@ def _labels(paths: list[Path]) -> list[str]:
     return [f"{'/'.join(part[skip:])}{f' ({i})' if parts.index(part) < i else ''}" for i, part in enumerate(parts)]
 
 
-def _measure(
-    predictions: list[Path], data: Path, split: str, matrix: Path | None, fps: int, notes: Console, world: int
-) -> list[tuple[Path, NDArray[np.float32], ClipTable, list[str], Any]]:
+def _bar(notes: Console) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=notes, transient=True, disable=notes.quiet)
+
+
+def _measure_lists(predictions: list[Path], truth: ListTruth, round_units: bool, fps: int, notes: Console, world: int) -> list[Measured]:
+    from ..errors import DataError
+    from ..metrics import measure_lists
+    from ._lists import read_predictions
+
+    files = [(path, read_predictions(path, truth, round_units=round_units)) for path in predictions]
+    results: list[Measured] = []
+    with _bar(notes) as bar:
+        for path, pred in files:
+            task = bar.add_task(f"measuring {path.name}", total=len(pred) / world)
+            try:
+                table = measure_lists(pred, truth.target, truth.speaker, fps=fps, progress=partial(bar.advance, task))
+            except DataError as error:  # the function knows clips by their number alone
+                named = re.sub(r"pred\[(\d+)\]", lambda found: truth.names[int(found[1])], str(error))
+                raise DataError(f"{path}: {named}" if named != str(error) else named) from error
+            results.append((path, None, table, truth.names, truth))
+    return results
+
+
+def _measure(predictions: list[Path], data: Path, split: str, matrix: Path | None, fps: int, notes: Console, world: int) -> list[Measured]:
+    from ..errors import DataError
     from ..metrics import measure_clips
     from ._truth import read_truth
 
     files = [(path, _open(path)) for path in predictions]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    results = []
-    with Progress(*columns, console=notes, transient=True, disable=notes.quiet) as bar:
+    results: list[Measured] = []
+    with _bar(notes) as bar:
         frames = min(pred.shape[2] for _, pred in files)
         reading = bar.add_task("reading emotion")
         truth = read_truth(
@@ -129,26 +179,27 @@ def _measure(
             mine = pred[:, :, : truth.target.shape[1]]
             mine = mine if len(truth.clips) == truth.total else mine[truth.clips]
             task = bar.add_task(f"measuring {path.name}", total=len(mine) / world)
-            table = measure_clips(mine, truth.target, truth.speaker, truth.appropriate, fps=fps, progress=partial(bar.advance, task))
+            try:
+                table = measure_clips(mine, truth.target, truth.speaker, truth.appropriate, fps=fps, progress=partial(bar.advance, task))
+            except DataError as error:
+                raise DataError(f"{path}: {error}" if str(error).startswith("pred:") else str(error)) from error
             results.append((path, mine, table, truth.names, truth))
     return results
 
 
 def _open(path: Path) -> NDArray[np.float32]:
-    import numpy as np
-
+    from ..data.readers import map_array
     from ..errors import DataError
 
     file = path / "prediction_emotion.npy" if path.is_dir() else path
-    try:
-        pred = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file; `emc-fast generate` writes prediction_emotion.npy") from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{file}: is not a .npy array of numbers ({error})") from error
-    if not isinstance(pred, np.ndarray) or pred.ndim != 4 or pred.shape[-1] != 25:
-        shape = getattr(pred, "shape", None)
-        raise DataError(f"{file}: has shape {shape}; [N,K,T,25] is taken: clips, draws, frames, and 15 AU, valence, arousal, 8 expressions")
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file; `emc-fast generate` writes prediction_emotion.npy")
+    pred = map_array(file, "predictions of shape [N,K,T,25]")
+    if pred.ndim != 4 or pred.shape[-1] != 25 or pred.dtype.kind != "f":
+        raise DataError(
+            f"{file}: has shape {pred.shape} and dtype {pred.dtype}; floating [N,K,T,25] is taken: clips, draws, frames, and 15 AU, "
+            "valence, arousal, 8 expressions"
+        )
     return pred
 
 
@@ -165,10 +216,10 @@ def _check_clips(path: Path, pred: NDArray[np.float32], clips: int, data: Path, 
         raise DataError(f"{path}: holds {len(pred)} clips, but split {split} of {data} has {clips}{hint}")
 
 
-def _report(path: Path, table: ClipTable, bootstrap: int, level: float, seed: int) -> dict[str, Any]:
+def _report(path: Path, table: ClipTable | ListTable, bootstrap: int, level: float, seed: int) -> dict[str, Any]:
     from ..metrics import bootstrap_interval
 
-    report: dict[str, Any] = {"prediction": str(path), "clips": len(table), "draws": table.distance.shape[1]}
+    report: dict[str, Any] = {"prediction": str(path), "clips": len(table), "draws": table.draws}
     protocol: Any
     for protocol in ("official", "fixed"):
         report[protocol] = {}
@@ -195,8 +246,8 @@ def _table(report: dict[str, Any], level: float) -> Table:
         table.add_column(protocol, justify="right")
         if intervals:
             table.add_column(f"{level:.0%}", justify="center", style="dim")
-    for name, title in _TITLES.items():
-        cells = [title]
+    for name in report["official"]:
+        cells = [_TITLES[name]]
         for protocol in ("official", "fixed"):
             entry = report[protocol][name]
             cells.append(_number(entry["value"]))
@@ -210,8 +261,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     from json import dumps
 
     from .._version import __version__
+    from ..data.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(dumps({"emc_fast": __version__, **content}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, dumps({"emc_fast": __version__, **content}, indent=1) + "\n")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cache import FeatureCache, default_cache_dir
     from .corpus import Corpus, RoleClip
     from .dataset import REACTDataset
+    from .mars import MarsClip, list_clips, read_attributes
     from .names import COEFFICIENT_NAMES, EMOTION_NAMES, SPEECH_EMOTION_NAMES
     from .prosody import speech_emotion
     from .react2024 import React2024
@@ -27,6 +28,7 @@ _HOME = {
     "SPEECH_EMOTION_NAMES": "names",
     "Corpus": "corpus",
     "FeatureCache": "cache",
+    "MarsClip": "mars",
     "REACTDataset": "dataset",
     "React2024": "react2024",
     "RoleClip": "corpus",
@@ -34,8 +36,10 @@ _HOME = {
     "collate": "batch",
     "default_cache_dir": "cache",
     "load_appropriateness": "appropriateness",
+    "list_clips": "mars",
     "load_audio": "audio",
     "mfcc": "audio",
+    "read_attributes": "mars",
     "read_coefficients": "readers",
     "read_emotion": "readers",
     "speech_emotion": "prosody",
@@ -48,15 +52,18 @@ __all__ = [
     "SPEECH_EMOTION_NAMES",
     "Corpus",
     "FeatureCache",
+    "MarsClip",
     "REACTDataset",
     "React2024",
     "RoleClip",
     "appropriateness_of_split",
     "collate",
     "default_cache_dir",
+    "list_clips",
     "load_appropriateness",
     "load_audio",
     "mfcc",
+    "read_attributes",
     "read_coefficients",
     "read_emotion",
     "speech_emotion",

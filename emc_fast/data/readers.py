@@ -81,8 +81,8 @@ def _read_slowly(path: str | Path, lines: list[str]) -> NDArray[np.float32]:
     return np.array(rows, dtype=np.float32)
 
 
-def load_array(path: str | Path, what: str) -> NDArray:
-    """``np.load`` that never unpickles and says in one sentence what is wrong with the file.
+def map_array(path: str | Path, what: str) -> NDArray:
+    """Map an npy file into memory, read-only; never unpickles, and says in one sentence what is wrong with the file.
 
     Raises:
         DataError: the file is absent, truncated, not an npy array, or of a type that is not a number or a truth value.
@@ -91,8 +91,8 @@ def load_array(path: str | Path, what: str) -> NDArray:
         with open(path, "rb") as file:
             if file.read(6) != b"\x93NUMPY":
                 raise DataError(f"{path}: is not an npy file; {what} are taken")
-        # Mapped first: a damaged header that promises terabytes is then checked against the file's size and nothing is allocated.
-        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        # Mapped, not read: a damaged header that promises terabytes is checked against the file's size and nothing is allocated.
+        array: NDArray = np.load(path, mmap_mode="r", allow_pickle=False)
     except DataError:
         raise
     except Exception as error:  # the header is parsed as a Python literal: a damaged one can fail in any way
@@ -100,6 +100,11 @@ def load_array(path: str | Path, what: str) -> NDArray:
     if array.dtype.kind not in "fiub":
         raise DataError(f"{path}: holds values of type {array.dtype}; {what} are taken")
     return array
+
+
+def load_array(path: str | Path, what: str) -> NDArray:
+    """:func:`map_array`, read whole."""
+    return np.array(map_array(path, what))
 
 
 def read_coefficients(path: str | Path) -> NDArray[np.float32]:

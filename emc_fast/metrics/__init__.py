@@ -10,11 +10,12 @@ from .evaluation import evaluate, measure_clips
 from .frcorr import frcorr
 from .frdist import frdist
 from .frsyn import frsyn
-from .lists import evaluate_lists
+from .lists import ListTable, evaluate_lists, measure_lists
 from .table import ClipTable, bootstrap_interval
 
 __all__ = [
     "ClipTable",
+    "ListTable",
     "bootstrap_interval",
     "evaluate",
     "evaluate_lists",
@@ -25,4 +26,5 @@ __all__ = [
     "frsyn",
     "frvar",
     "measure_clips",
+    "measure_lists",
 ]

@@ -5,6 +5,7 @@ Everything else is refused, with the argument's name and the place of the fault.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from ..errors import DataError
 
 __all__ = [
     "CHANNELS",
+    "PROTOCOLS",
     "ArrayLike",
     "Protocol",
     "as_appropriate",
@@ -24,12 +26,17 @@ __all__ = [
     "as_predictions",
     "check_finite",
     "check_protocol",
+    "checked_predictions",
+    "checked_with_listeners",
     "chunks",
+    "mean_over_clips",
+    "over_clips",
     "to_tensor",
 ]
 
 ArrayLike = NDArray[Any] | Tensor
 Protocol = Literal["official", "fixed"]
+PROTOCOLS: tuple[Protocol, ...] = ("official", "fixed")
 CHANNELS = 25  # 15 action units, valence, arousal, 8 expressions
 _CHUNK = 8  # clips looked at in one go: 8 clips of 10 draws of 750 frames are 6 MB
 
@@ -48,7 +55,7 @@ def to_tensor(array: NDArray[Any]) -> Tensor:
 
 def check_protocol(protocol: str) -> None:
     """Refuse a protocol that does not exist."""
-    if protocol not in ("official", "fixed"):
+    if protocol not in PROTOCOLS:
         raise ValueError(f'protocol: got {protocol!r}, takes "official" or "fixed"')
 
 
@@ -123,3 +130,32 @@ def check_finite(name: str, array: NDArray[Any], offset: int = 0) -> None:
             raise DataError(
                 f"{name}: {array[tuple(bad[0])]} at {where} ({len(bad)} such values in this part); the measures need finite values"
             )
+
+
+def checked_predictions(pred: ArrayLike, protocol: str) -> NDArray[Any]:
+    """(N,K,T,25) finite predictions, and a protocol that exists: what every measure takes."""
+    check_protocol(protocol)
+    p = as_predictions("pred", pred)
+    for part in chunks(len(p)):
+        check_finite("pred", p[part], part.start)
+    return p
+
+
+def checked_with_listeners(
+    pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, protocol: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    """Predictions, listeners (N,T,25) and matrix (N,N): what a measure of appropriateness takes."""
+    p = checked_predictions(pred, protocol)
+    g = as_clips("target", target, p)
+    check_finite("target", g)
+    return p, g, as_appropriate(appropriate, len(p))
+
+
+def over_clips(per_draw: NDArray[Any], protocol: Protocol) -> NDArray[np.float64]:
+    """(N,K) -> (N,): ``official`` sums a clip's draws, ``fixed`` takes their mean."""
+    return np.asarray(per_draw.sum(axis=1) if protocol == "official" else per_draw.mean(axis=1), dtype=np.float64)
+
+
+def mean_over_clips(per_clip: NDArray[Any]) -> float:
+    """The figure. The sum is rounded once, so that it does not depend on how the clips were dealt out."""
+    return math.fsum(per_clip) / len(per_clip)

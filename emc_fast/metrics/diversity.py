@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._inputs import ArrayLike, Protocol, as_predictions, check_finite, check_protocol, chunks
+from ._inputs import ArrayLike, Protocol, checked_predictions, mean_over_clips
 
 __all__ = ["between_clips", "between_draws", "clip_mean", "frdiv", "frdvs", "frvar", "over_time"]
 
@@ -59,14 +58,6 @@ def between_clips(pred: NDArray[Any], mean: NDArray[np.float64], clips: int) -> 
     return out
 
 
-def _checked(pred: ArrayLike, protocol: Protocol) -> NDArray[Any]:
-    check_protocol(protocol)
-    p = as_predictions("pred", pred)
-    for part in chunks(len(p)):
-        check_finite("pred", p[part], part.start)
-    return p
-
-
 def frdiv(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
     """FRDiv (higher is more diverse): mean squared difference between two draws for the same clip; 0 with a single draw.
 
@@ -77,7 +68,7 @@ def frdiv(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
     Raises:
         DataError: a wrong shape or a value that is not finite (with its place).
     """
-    return math.fsum(between_draws(p := _checked(pred, protocol))) / len(p)
+    return mean_over_clips(between_draws(checked_predictions(pred, protocol)))
 
 
 def frvar(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
@@ -90,7 +81,7 @@ def frvar(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
     Raises:
         DataError: a wrong shape or a value that is not finite (with its place).
     """
-    return math.fsum(over_time(p := _checked(pred, protocol)).mean(axis=1)) / len(p)
+    return mean_over_clips(over_time(checked_predictions(pred, protocol)).mean(axis=1))
 
 
 def frdvs(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
@@ -103,5 +94,5 @@ def frdvs(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
     Raises:
         DataError: a wrong shape or a value that is not finite (with its place).
     """
-    p = _checked(pred, protocol)
-    return math.fsum(between_clips(p, clip_mean(p), len(p))) / len(p)
+    p = checked_predictions(pred, protocol)
+    return mean_over_clips(between_clips(p, clip_mean(p), len(p)))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks
+from ._sharing import gathered, world_and_rank
 from .diversity import between_clips, between_draws, clip_mean, over_time
 from .frcorr import best_concordance
 from .frdist import nearest_warped
@@ -19,14 +19,6 @@ from .table import ClipTable
 __all__ = ["evaluate", "measure_clips"]
 
 _CLIPS = 16  # looked at together: all that is held in memory of the predictions
-
-
-def _gathered(value: Any, world: int) -> list[Any]:
-    if world == 1:
-        return [value]
-    everything: list[Any] = [None] * world
-    dist.all_gather_object(everything, value)
-    return everything
 
 
 def _measure_part(
@@ -84,12 +76,12 @@ def measure_clips(
     a = as_appropriate(appropriate, len(p))
     check_finite("target", g)
     check_finite("speaker", s)
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
+    world, rank = world_and_rank()
 
     # The mean over clips is shared out by frames, not by clips: each entry is then one sum in one order, whoever makes it.
     frames = p.shape[2]
     slab = slice(frames * rank // world, frames * (rank + 1) // world)
-    mean = np.concatenate(_gathered(clip_mean(p, slab), world), axis=1)
+    mean = np.concatenate(gathered(clip_mean(p, slab)), axis=1)
 
     parts = list(chunks(len(p), _CLIPS))
     tables = []
@@ -97,7 +89,7 @@ def measure_clips(
         tables.append(_measure_part(p, g, s, a, mean, part, fps))
         if progress is not None:
             progress(part.stop - part.start)
-    return ClipTable.concatenate([table for tables_of_one in _gathered(tables, world) for table in tables_of_one])
+    return ClipTable.concatenate([table for tables_of_one in gathered(tables) for table in tables_of_one])
 
 
 def evaluate(

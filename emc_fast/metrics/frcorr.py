@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..ops.cross_covariance import cross_covariance
-from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
+from ._inputs import ArrayLike, Protocol, checked_with_listeners, mean_over_clips, over_clips, to_tensor
 
 __all__ = ["best_concordance", "channel_concordance", "concordance", "frcorr"]
 
@@ -19,7 +18,12 @@ _EPSILON = 1e-8  # in the published denominator
 
 
 class _Agreement:
-    """What the CCC of every prediction (K,T,C) with every listener (J,T,C) is made of, in float64 and by one reading."""
+    """What the CCC of every prediction (K,T,C) with every listener (J,T,C) is made of, in float64 and by one reading.
+
+    CCC = 2 rho s s' / (s^2 + s'^2 + (m - m')^2 + e) with rho clipped to [-1, 1] and moments over time. ``official``: e = 1e-8, and a
+    channel that is constant in either signal counts as 0. ``fixed``: e = 0, and a channel that is constant in both signals says nothing
+    about agreement and is left out of the mean.
+    """
 
     def __init__(self, pred: Tensor, target: Tensor) -> None:
         covariance, x, y = cross_covariance(pred, target)
@@ -42,12 +46,7 @@ class _Agreement:
 
 
 def concordance(pred: Tensor, target: Tensor, *, protocol: Protocol = "official") -> Tensor:
-    """Mean CCC over channels of every prediction (K,T,C) with every listener (J,T,C), in float64: (K,J).
-
-    CCC = 2 rho s s' / (s^2 + s'^2 + (m - m')^2 + e) with rho clipped to [-1, 1] and moments over time. ``official``: e = 1e-8, and a
-    channel that is constant in either signal counts as 0. ``fixed``: e = 0, and a channel that is constant in both signals says nothing
-    about agreement and is left out of the mean.
-    """
+    """Mean CCC over channels of every prediction (K,T,C) with every listener (J,T,C), in float64: (K,J)."""
     return _Agreement(pred, target).mean(protocol)
 
 
@@ -98,13 +97,5 @@ def frcorr(pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, *, protoc
     Raises:
         DataError: a wrong shape, a value that is not finite (with its place), or a clip without any appropriate listener.
     """
-    check_protocol(protocol)
-    p = as_predictions("pred", pred)
-    g = as_clips("target", target, p)
-    a = as_appropriate(appropriate, len(p))
-    check_finite("target", g)
-    for part in chunks(len(p)):
-        check_finite("pred", p[part], part.start)
-    per_draw = best_concordance(p, g, a, protocols=(protocol,))[protocol]
-    per_clip = per_draw.sum(axis=1) if protocol == "official" else per_draw.mean(axis=1)
-    return math.fsum(per_clip) / len(per_clip)
+    p, g, a = checked_with_listeners(pred, target, appropriate, protocol)
+    return mean_over_clips(over_clips(best_concordance(p, g, a, protocols=(protocol,))[protocol], protocol))

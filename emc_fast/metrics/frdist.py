@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..ops.dtw import dtw, estimate_error
-from ._inputs import ArrayLike, Protocol, as_appropriate, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
+from ._inputs import ArrayLike, Protocol, checked_with_listeners, chunks, mean_over_clips, over_clips, to_tensor
 
 __all__ = ["GROUPS", "frdist", "least_warped", "nearest_warped"]
 
@@ -148,13 +147,5 @@ def frdist(pred: ArrayLike, target: ArrayLike, appropriate: ArrayLike, *, protoc
     Raises:
         DataError: a wrong shape, a value that is not finite (with its place), or a clip without any appropriate listener.
     """
-    check_protocol(protocol)
-    p = as_predictions("pred", pred)
-    g = as_clips("target", target, p)
-    a = as_appropriate(appropriate, len(p))
-    check_finite("target", g)
-    for part in chunks(len(p)):
-        check_finite("pred", p[part], part.start)
-    per_draw = nearest_warped(p, g, a)
-    per_clip = per_draw.sum(axis=1) if protocol == "official" else per_draw.mean(axis=1)
-    return math.fsum(per_clip) / len(per_clip)
+    p, g, a = checked_with_listeners(pred, target, appropriate, protocol)
+    return mean_over_clips(over_clips(nearest_warped(p, g, a), protocol))

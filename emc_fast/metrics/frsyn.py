@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..ops.lagged_correlation import lagged_correlation
-from ._inputs import ArrayLike, Protocol, as_clips, as_predictions, check_finite, check_protocol, chunks, to_tensor
+from ._inputs import ArrayLike, Protocol, as_clips, check_finite, checked_predictions, chunks, mean_over_clips, to_tensor
 
 __all__ = ["frsyn", "max_lag_of", "synchrony_offsets"]
 
@@ -92,11 +91,8 @@ def frsyn(pred: ArrayLike, speaker: ArrayLike, *, protocol: Protocol = "official
     Raises:
         DataError: a wrong shape or a value that is not finite (with its place).
     """
-    check_protocol(protocol)
-    p = as_predictions("pred", pred)
+    p = checked_predictions(pred, protocol)
     s = as_clips("speaker", speaker, p)
     check_finite("speaker", s)
-    for part in chunks(len(p)):
-        check_finite("pred", p[part], part.start)
     p = p[:, :1] if protocol == "official" else p
-    return math.fsum(synchrony_offsets(p, s, fps=fps, protocols=(protocol,))[protocol].ravel()) / p.shape[0] / p.shape[1]
+    return mean_over_clips(synchrony_offsets(p, s, fps=fps, protocols=(protocol,))[protocol].mean(axis=1))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,28 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ._inputs import CHANNELS, ArrayLike, Protocol, as_predictions, check_finite, check_protocol, to_tensor
+from ._inputs import (
+    CHANNELS,
+    PROTOCOLS,
+    ArrayLike,
+    Protocol,
+    as_predictions,
+    check_finite,
+    check_protocol,
+    mean_over_clips,
+    over_clips,
+    to_tensor,
+)
+from ._sharing import gathered, world_and_rank
 from .diversity import between_draws, over_time
-from .frcorr import concordance
+from .frcorr import best_concordance
 from .frdist import least_warped
 from .frsyn import synchrony_offsets
 
-__all__ = ["evaluate_lists", "resample"]
+__all__ = ["LIST_NAMES", "ListTable", "evaluate_lists", "measure_lists", "resample"]
+
+#: The measures in the order of the tables of 2025 and 2026.
+LIST_NAMES = ("frcorr", "frdist", "frdiv", "frvar", "frsyn", "mae")
 
 _UNITS = slice(0, 15)
 _EXPRESSIONS = slice(17, 25)
@@ -74,6 +89,90 @@ def _least(pred: NDArray[Any], targets: Sequence[NDArray[Any]]) -> NDArray[np.fl
     return least_warped(to_tensor(pred), torch.from_numpy(y), pairs, y_lengths=lengths).numpy()
 
 
+@dataclass
+class ListTable:
+    """Measures of N clips of any lengths; what :class:`ClipTable` is for clips of one length."""
+
+    values: dict[Protocol, dict[str, NDArray[np.float64]]]  # (N,) for each protocol and measure
+    draws: int
+
+    def __len__(self) -> int:
+        return len(self.values["official"]["frcorr"])
+
+    def per_clip(self, protocol: Protocol) -> dict[str, NDArray[np.float64]]:
+        """(N,) values of each measure, whose mean over clips is its figure."""
+        return self.values[protocol]
+
+    def figures(self, protocol: Protocol) -> dict[str, float]:
+        """Each measure's figure, the mean over clips."""
+        return {name: mean_over_clips(values) for name, values in self.values[protocol].items()}
+
+
+def _measure_clip(
+    pred: NDArray[Any], targets: list[NDArray[Any]], speaker: NDArray[Any], align: Callable[[NDArray[Any], int], NDArray[Any]], fps: int
+) -> dict[Protocol, dict[str, float]]:
+    aligned = np.stack([align(listener, pred.shape[1]) for listener in targets]).astype(np.float32)
+    best = best_concordance(pred[None], aligned, np.ones((1, len(aligned)), dtype=bool))
+    least: dict[Protocol, NDArray[np.float64]] = {"official": _least(pred, list(aligned))}
+    unequal = any(len(target) != pred.shape[1] for target in targets)
+    least["fixed"] = _least(pred, targets) if unequal else least["official"]
+    offsets = synchrony_offsets(pred[None], speaker[None], fps=fps)
+    units = pred[:, :, _UNITS].astype(np.float64)
+    same = {
+        "frdiv": float(between_draws(pred[None])[0]),
+        "frvar": float(over_time(pred[None]).mean()),
+        "mae": float(np.mean([np.abs(units - listener[:, _UNITS]).mean() for listener in aligned])),
+    }
+    out: dict[Protocol, dict[str, float]] = {}
+    for protocol in PROTOCOLS:
+        out[protocol] = {
+            "frcorr": float(over_clips(best[protocol], protocol)[0]),
+            "frdist": float(over_clips(least[protocol][None], protocol)[0]),
+            "frsyn": float(offsets[protocol][0, : 1 if protocol == "official" else None].mean()),
+            **same,
+        }
+    return out
+
+
+def measure_lists(
+    pred: Sequence[ArrayLike],
+    target: Sequence[Sequence[ArrayLike]],
+    speaker: Sequence[ArrayLike],
+    *,
+    align: Callable[[NDArray[Any], int], NDArray[Any]] = resample,
+    fps: int = 25,
+    progress: Callable[[int], None] | None = None,
+) -> ListTable:
+    """Everything about every clip, from which both protocols' figures follow; arguments as :func:`evaluate_lists` takes them.
+
+    The sequences are indexed clip by clip, so that they may read files when asked. Where torch.distributed is initialised with several
+    processes the clips are shared out, and every process gets the whole table, the same to the last bit.
+
+    Raises:
+        DataError: as :func:`evaluate_lists`.
+    """
+    if not len(pred) == len(target) == len(speaker):
+        raise DataError(f"pred, target and speaker must be lists of one length, got {len(pred)}, {len(target)} and {len(speaker)}")
+    if not len(pred):
+        raise DataError("pred: an empty list holds nothing to measure")
+    world, rank = world_and_rank()
+    mine = []
+    for n in range(rank, len(pred), world):  # in turns: lengths differ, and often by folder
+        p, g, s = _checked_clip(n, pred[n], target[n], speaker[n])
+        mine.append((len(p), _measure_clip(p, g, s, align, fps)))
+        if progress is not None:
+            progress(1)
+    shares = gathered(mine)
+    rows = [shares[n % world][n // world] for n in range(len(pred))]
+    draws = rows[0][0]
+    for n, (other, _) in enumerate(rows):
+        if other != draws:
+            raise DataError(f"pred[{n}]: has {other} draws, pred[0] has {draws}; every clip needs as many")
+    return ListTable(
+        {protocol: {name: np.array([row[protocol][name] for _, row in rows]) for name in LIST_NAMES} for protocol in PROTOCOLS}, draws
+    )
+
+
 def evaluate_lists(
     pred: Sequence[ArrayLike],
     target: Sequence[Sequence[ArrayLike]],
@@ -105,25 +204,4 @@ def evaluate_lists(
         DataError: lists of different lengths, a wrong shape, a value that is not finite, or a clip without any listener; each is named.
     """
     check_protocol(protocol)
-    if not len(pred) == len(target) == len(speaker):
-        raise DataError(f"pred, target and speaker must be lists of one length, got {len(pred)}, {len(target)} and {len(speaker)}")
-    if not len(pred):
-        raise DataError("pred: an empty list holds nothing to measure")
-    official = protocol == "official"
-    rows: dict[str, list[float]] = {name: [] for name in ("frcorr", "frdist", "frdiv", "frvar", "frsyn", "mae")}
-    for n in range(len(pred)):
-        p, g, s = _checked_clip(n, pred[n], target[n], speaker[n])
-        aligned = np.stack([align(listener, p.shape[1]) for listener in g]).astype(np.float32)
-        best = concordance(to_tensor(p), to_tensor(aligned), protocol=protocol).amax(dim=1).numpy()
-        least = _least(p, list(aligned) if official else g)
-        heard = p[None, :1] if official else p[None]
-        rows["frcorr"].append(float(best.sum() if official else best.mean()))
-        rows["frdist"].append(float(least.sum() if official else least.mean()))
-        rows["frdiv"].append(float(between_draws(p[None])[0]))
-        rows["frvar"].append(float(over_time(p[None]).mean()))
-        rows["frsyn"].append(float(synchrony_offsets(heard, s[None], fps=fps, protocols=(protocol,))[protocol].mean()))
-        units = p[:, :, _UNITS].astype(np.float64)
-        rows["mae"].append(float(np.mean([np.abs(units - listener[:, _UNITS]).mean() for listener in aligned])))
-        if progress is not None:
-            progress(1)
-    return {name: math.fsum(values) / len(values) for name, values in rows.items()}
+    return measure_lists(pred, target, speaker, align=align, fps=fps, progress=progress).figures(protocol)

@@ -5,6 +5,7 @@ Needs matplotlib (``pip install 'emc_fast[viz]'``); nothing is shown on a screen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,7 +109,11 @@ def save_plots(folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any]
         figures[f"comparison_{protocol}"] = plot_comparison(tables, protocol=protocol)
     written = []
     for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=120)
+        path, aside = folder / f"{name}.png", folder / f".{name}.{os.getpid()}.png"
+        try:
+            figure.savefig(aside, dpi=120)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
         written.append(path)
     return written

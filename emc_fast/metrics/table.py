@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._inputs import Protocol
+from ._inputs import Protocol, mean_over_clips, over_clips
 
 __all__ = ["NAMES", "ClipTable", "bootstrap_interval"]
 
@@ -32,6 +31,11 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.between_draws)
 
+    @property
+    def draws(self) -> int:
+        """K."""
+        return self.distance.shape[1]
+
     @classmethod
     def concatenate(cls, parts: list[ClipTable]) -> ClipTable:
         """The table of all clips from those of consecutive parts."""
@@ -41,8 +45,8 @@ class ClipTable:
         """(N,) values of each measure, whose mean over clips is its figure."""
         official = protocol == "official"
         return {
-            "frcorr": self.concordance_official.sum(axis=1) if official else self.concordance_fixed.mean(axis=1),
-            "frdist": self.distance.sum(axis=1) if official else self.distance.mean(axis=1),
+            "frcorr": over_clips(self.concordance_official if official else self.concordance_fixed, protocol),
+            "frdist": over_clips(self.distance, protocol),
             "frdiv": self.between_draws,
             "frvar": self.over_time.mean(axis=1),
             "frdvs": self.between_clips,
@@ -50,8 +54,8 @@ class ClipTable:
         }
 
     def figures(self, protocol: Protocol) -> dict[str, float]:
-        """Each measure's figure. The sum over clips is rounded once, so that it does not depend on how the clips were dealt out."""
-        return {name: math.fsum(values) / len(values) for name, values in self.per_clip(protocol).items()}
+        """Each measure's figure, the mean over clips."""
+        return {name: mean_over_clips(values) for name, values in self.per_clip(protocol).items()}
 
 
 def bootstrap_interval(values: NDArray[np.float64], *, level: float = 0.95, replicates: int = 2000, seed: int = 0) -> tuple[float, float]:

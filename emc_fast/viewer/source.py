@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.readers import map_array
 from ..errors import DataError
 from .pack import COEFFICIENT_DIM, EMOTION_DIM
 
@@ -171,13 +172,10 @@ def _padded(rows: Array, frames: int) -> Array:
 
 
 def _load(file: Path) -> Array:
-    """Map an npy file; pickled content is refused."""
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: not found; the directory is not a whole generation") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{file}: cannot be read as an npy array ({error})") from error
+    """Map an npy file; one that is absent is missing from a generation."""
+    if not file.is_file():
+        raise DataError(f"{file}: not found; the directory is not a whole generation")
+    return map_array(file, "npy arrays of numbers")
 
 
 def _shape(file: Path, array: Array, wanted: tuple[int | None, ...]) -> None:

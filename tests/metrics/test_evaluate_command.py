@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from typer.testing import CliRunner
 
 from emc_fast.cli import app
 from emc_fast.cli._truth import read_truth
-from emc_fast.errors import DataError
+from emc_fast.errors import DataError, EmcError
 from emc_fast.metrics import evaluate
 
 FRAMES = 60
@@ -89,8 +87,8 @@ def test_errors_are_messages(corpus: Path, pred: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("nothing")
     for arguments, message in (
         ((tmp_path / "none.npy",), "there is no such file"),
-        ((tmp_path / "text.npy",), "is not a .npy array"),
-        ((tmp_path / "three.npy",), r"has shape \(4, 60, 25\)"),
+        ((tmp_path / "text.npy",), "text.npy: is not an npy file"),
+        ((tmp_path / "three.npy",), r"three.npy: has shape \(4, 60, 25\)"),
         ((tmp_path / "half.npy",), "holds 4 clips, but split val of .* has 8; the split's list is taken in both directions"),
         ((tmp_path / "long.npy",), "has 60 frames, the predictions have 61"),
         ((pred, "--per-clip"), "give --json FILE"),
@@ -100,22 +98,76 @@ def test_errors_are_messages(corpus: Path, pred: Path, tmp_path: Path) -> None:
             run(*arguments, "--data", corpus)
 
 
-_INTERRUPTED = """
-import os, signal, sys
-from emc_fast.metrics import evaluation
-inner = evaluation._measure_part
-def interrupted(*arguments):
-    os.kill(os.getpid(), signal.SIGINT)
-    return inner(*arguments)
-evaluation._measure_part = interrupted
-from emc_fast.cli import main
-main()
-"""
+def test_broken_predictions_are_named(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    whole = np.load(pred)
+    (tmp_path / "cut.npy").write_bytes(pred.read_bytes()[:-100])
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "whole_numbers.npy", whole.astype(np.int32))
+    np.save(tmp_path / "drawless.npy", whole[:, :0])
+    holed = whole.copy()
+    holed[5, 1, 7, 3] = np.nan
+    np.save(tmp_path / "holed.npy", holed)
+    for name, message in (
+        ("cut.npy", r"cut.npy: is damaged or truncated"),
+        ("empty.npy", r"empty.npy: is not an npy file"),
+        ("folder", r"folder/prediction_emotion.npy: there is no such file"),
+        ("objects.npy", r"objects.npy: is damaged or truncated"),
+        ("whole_numbers.npy", r"whole_numbers.npy: has shape .* and dtype int32; floating \[N,K,T,25\] is taken"),
+        ("drawless.npy", r"drawless.npy: pred: got shape \(8, 0, 60, 25\), which holds nothing"),
+        ("holed.npy", r"holed.npy: pred: nan at clip 5, draw 1, frame 7, channel 3"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            run(pred, tmp_path / name, "--data", corpus, "--bootstrap", 0)
+        assert "pickle" not in str(caught.value)
+    (tmp_path / "matrix.npy").write_text("0 1")
+    with pytest.raises(DataError, match=r"matrix.npy: is not an npy file"):
+        run(pred, "--data", corpus, "--matrix", tmp_path / "matrix.npy")
 
 
-def test_interrupt_ends_quietly(corpus: Path, pred: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", str(pred), "--data", str(corpus), "--json", str(tmp_path / "out.json")]
-    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130, done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out.json").exists()
+def test_half_precision_is_measured_as_its_numbers(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    half = np.load(pred).astype(np.float16)
+    np.save(tmp_path / "half.npy", half)
+    np.save(tmp_path / "same.npy", half.astype(np.float32))
+    run(tmp_path / "half.npy", tmp_path / "same.npy", "--data", corpus, "--bootstrap", 0, "--json", tmp_path / "out.json")
+    first, second = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert first["official"] == second["official"]
+    assert first["fixed"] == second["fixed"]
+
+
+def test_listener_of_a_clip_that_nobody_suits(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    matrix = np.eye(8)
+    matrix[3] = 0
+    np.save(tmp_path / "matrix.npy", matrix)
+    with pytest.raises(DataError, match=r"1 of 8 rows name no listener \(the first is row 3\)"):
+        run(pred, "--data", corpus, "--matrix", tmp_path / "matrix.npy")
+
+
+def test_a_full_disk_leaves_no_file(corpus: Path, pred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: some of the text is written, then no more."""
+
+    def full(self: Path, text: str, **_: object) -> None:
+        self.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(pred, "--data", corpus, "--bootstrap", 0, "--json", tmp_path / "out.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pred.npy"]
+
+
+def test_devices_and_folders_are_no_place_for_json(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    """A file is renamed into place; what is no file stays what it is."""
+    with pytest.raises(DataError, match="is not a file"):
+        run(pred, "--data", corpus, "--bootstrap", 0, "--json", tmp_path)
+    with pytest.raises(DataError, match="/dev/full: is not a file"):
+        run(pred, "--data", corpus, "--bootstrap", 0, "--json", "/dev/full")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_plots_without_matplotlib(corpus: Path, pred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emc_fast.metrics.plots.find_spec", lambda name: None)
+    with pytest.raises(EmcError, match=r"pip install 'emc_fast\[viz\]'"):
+        run(pred, "--data", corpus, "--plots", tmp_path / "plots")
+    assert not (tmp_path / "plots").exists()

@@ -100,10 +100,10 @@ def test_an_ambiguous_end_of_a_name(generation):
         (lambda d: (d / "generation.json").write_text("[]"), "takes 'names' and 'lengths'"),
         (lambda d: (d / "generation.json").write_text('{"names": ["a"], "lengths": ["x"]}'), "integers as lengths"),
         (lambda d: (d / "prediction_emotion.npy").unlink(), "prediction_emotion.npy: not found"),
-        (lambda d: (d / "prediction_emotion.npy").write_bytes(b"junk"), "cannot be read as an npy array"),
+        (lambda d: (d / "prediction_emotion.npy").write_bytes(b"junk"), "is not an npy file; npy arrays of numbers are taken"),
         (
             lambda d: (d / "prediction_emotion.npy").write_bytes((d / "prediction_emotion.npy").read_bytes()[:5000]),
-            "prediction_emotion.npy: cannot",
+            "prediction_emotion.npy: is damaged or truncated",
         ),
         (lambda d: np.save(d / "prediction_emotion.npy", np.zeros((3, 2, 4, 24))), r"has shape \(3, 2, 4, 24\), takes \(3, any, any, 25\)"),
         (lambda d: np.save(d / "face_available.npy", np.zeros((3, 9), bool)), "face_available.npy: has shape"),
@@ -227,3 +227,12 @@ def test_another_corpus_is_refused(tree, reacted, tmp_path):
     (reacted / "generation.json").write_text(json.dumps(about))
     with pytest.raises(DataError, match="has 40 frames, the reactions have 39"):
         load_clip(reacted, clip=1, data=tree)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x04N.", b"some words\n"])
+def test_a_file_that_is_no_npy_is_called_that_and_nothing_else(tmp_path, content):
+    """NumPy would take it for a pickle, and advise to load it unsafely."""
+    (tmp_path / "mine.npy").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_clip(tmp_path / "mine.npy")
+    assert str(caught.value) == f"{tmp_path / 'mine.npy'}: is not an npy file; npy arrays of numbers are taken"
