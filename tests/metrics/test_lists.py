@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from emc_fast.errors import DataError
-from emc_fast.metrics import evaluate, evaluate_lists, frdist
+from emc_fast.metrics import evaluate, evaluate_lists
 from emc_fast.metrics.lists import resample
 
 from .conftest import Example
+from .test_frcorr import published_ccc
+from .test_frdist import published_distance
 
 
 def test_equal_lengths_give_the_figures_of_arrays(example: Example) -> None:
@@ -33,12 +35,34 @@ def test_unequal_lengths() -> None:
     fixed = evaluate_lists(pred, target, speaker, protocol="fixed")
     assert official["frdiv"] == pytest.approx(1 / 6, rel=0.05)
     assert all(np.isfinite(value) for value in (*official.values(), *fixed.values()))
-    # Mended, warping takes each listener as it is.
-    whole = [[frdist(draw[None, None], g[None], np.ones((1, 1))) if len(g) == len(draw) else None for g in target[0]] for draw in pred[0]]
-    assert fixed["frdist"] > 0
-    assert all(row[0] is not None for row in whole)
     silent = evaluate_lists(pred, target, speaker, align=lambda listener, frames: np.zeros((frames, 25)))
     assert silent["frcorr"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["random", "constant_channel", "binary", "single_draw", "single_neighbour"])
+def test_unequal_lengths_are_the_published_figures(kind: str) -> None:
+    """Aligned listeners by tslearn and NumPy's corrcoef, pair by pair; mended, tslearn on the listeners as they are."""
+    rng = np.random.default_rng(4)
+    draws = 1 if kind == "single_draw" else 2
+    listeners = ((41,), (29,)) if kind == "single_neighbour" else ((41, 33), (29, 52, 40))
+    pred = [rng.random((draws, t, 25), np.float32) for t in (33, 40)]
+    target = [[rng.random((s, 25), np.float32) for s in some] for some in listeners]
+    if kind == "constant_channel":
+        pred[0][..., 16], target[0][0][:, 3], target[1][1][:, 20] = 0.5, 1.0, 0.25
+    if kind == "binary":
+        for signal in (*pred, *(listener for some in target for listener in some)):
+            signal[..., :15] = signal[..., :15] > 0.5
+    speaker = [draw[0] for draw in pred]
+    aligned = [[resample(listener, p.shape[1]) for listener in some] for p, some in zip(pred, target, strict=True)]
+    corr = np.mean([sum(max(published_ccc(g, d) for g in some) for d in p) for p, some in zip(pred, aligned, strict=True)])
+    official, mended = (
+        np.mean([sum(min(published_distance(d, g) for g in some) for d in p) for p, some in zip(pred, truth, strict=True)])
+        for truth in (aligned, target)
+    )
+    figures = evaluate_lists(pred, target, speaker)
+    assert figures["frcorr"] == pytest.approx(corr, rel=1e-6)
+    assert figures["frdist"] == pytest.approx(official, rel=1e-6)
+    assert evaluate_lists(pred, target, speaker, protocol="fixed")["frdist"] == pytest.approx(mended / draws, rel=1e-6)
 
 
 def test_resampling_keeps_what_the_channels_mean() -> None:
