@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -33,10 +35,9 @@ class FiniteScalarQuantizer(nn.Module):
             raise ValueError(f"levels takes integers of at least 2, one for each number of a code; got {list(levels)!r}")
         self.dim = len(levels)
         self.codes = math.prod(levels)
-        numbers = torch.tensor(levels, dtype=torch.int64)
-        self.register_buffer("levels", numbers, persistent=False)
-        self.register_buffer("centre", numbers // 2, persistent=False)
-        self.register_buffer("places", torch.cat((numbers.new_ones(1), numbers.cumprod(0)[:-1])), persistent=False)
+        places = itertools.accumulate(levels[:-1], operator.mul, initial=1)
+        for name, numbers in (("levels", levels), ("centre", [n // 2 for n in levels]), ("places", list(places))):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.int64), persistent=False)
 
     def bound(self, z: Tensor) -> Tensor:
         """(..., n) of any size to where each level is one unit wide, in float32 at least."""

@@ -47,8 +47,10 @@ def pair():
 
 def test_published_names_and_shapes_are_the_models(monkeypatch):
     # Drawing initial values is slow for tensors that hold none.
-    for owner, name in ((faceais_predictor, "init_like_gpt"), (faceais_tokenizer, "init_like_gpt"), (torch.nn.Linear, "reset_parameters")):
-        monkeypatch.setattr(owner, name, lambda *_: None)
+    for module in (faceais_predictor, faceais_tokenizer):
+        monkeypatch.setattr(module, "init_like_gpt", lambda *_: None)
+    for kind in (torch.nn.Linear, torch.nn.Embedding):
+        monkeypatch.setattr(kind, "reset_parameters", lambda _: None)
     with torch.device("meta"):
         options = {"speech_factor": 2}
         config = EMCConfig(backbone="faceais", emc=False, d_model=360, num_heads=12, speech_dim=1024, backbone_options=options)
