@@ -49,12 +49,10 @@ inline unsigned grid_for(int64_t blocks, int device, int per_multiprocessor = 8)
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-inline int vector_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
 // Lanes to a row, a power of two.
-inline int lanes_for(int64_t width, DType dtype) {
-  const int n = vector_of(dtype);
+inline int lanes_for(int64_t width) {
   int lanes = 1;
-  while (lanes < kWarp && lanes * n < width) lanes *= 2;
+  while (lanes < kWarp && lanes * kVector < width) lanes *= 2;
   return lanes;
 }
 inline int64_t blocks_for(int64_t rows, int lanes) {
@@ -62,16 +60,14 @@ inline int64_t blocks_for(int64_t rows, int lanes) {
   return (rows + rows_per_block - 1) / rows_per_block;
 }
 
-// Whether every row can be read in vectors of 16 bytes.
+// Whether every row can be read, or written, in whole vectors.
+inline bool aligned(const void* data, DType dtype) { return reinterpret_cast<uintptr_t>(data) % (dtype == DType::kFloat32 ? 16 : 8) == 0; }
 inline bool wide(const Walk& walk, const Operand& operand, DType dtype) {
-  const int n = vector_of(dtype);
-  bool yes = operand.data != nullptr && operand.stride == 1 && walk.width % n == 0 && reinterpret_cast<uintptr_t>(operand.data) % 16 == 0;
-  for (int d = 0; d < walk.outer; ++d) yes = yes && operand.outer[d] % n == 0;
+  bool yes = operand.data != nullptr && operand.stride == 1 && walk.width % kVector == 0 && aligned(operand.data, dtype);
+  for (int d = 0; d < walk.outer; ++d) yes = yes && operand.outer[d] % kVector == 0;
   return yes;
 }
-inline bool wide(int64_t width, const void* dense, DType dtype) {
-  return width % vector_of(dtype) == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0;
-}
+inline bool wide(int64_t width, const void* dense, DType dtype) { return width % kVector == 0 && aligned(dense, dtype); }
 
 // The kernel of a dtype: EMC_KERNEL_OF(dtype, dropout) is dropout<float>, dropout<Half> or dropout<BFloat16>. Further template arguments
 // follow the name.

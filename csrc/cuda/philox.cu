@@ -8,7 +8,7 @@ namespace {
 const char* fill(const PhiloxFill& given, void (*kernel)(PhiloxFill), int device, void* stream) {
   if (const char* error = use_device(device)) return error;
   PhiloxFill a = given;
-  a.lanes = lanes_for(a.width, a.dtype);
+  a.lanes = lanes_for(a.width);
   a.wide_out = wide(a.width, a.out, a.dtype);
   return launch(kernel, grid_for(blocks_for(a.rows, a.lanes), device), kThreads, 0, stream, a);
 }
@@ -24,7 +24,7 @@ const char* emc_cuda_philox_uniform(const PhiloxFill* arguments, int device, voi
 const char* emc_cuda_dropout(const DropoutArguments* arguments, int device, void* stream) {
   if (const char* error = use_device(device)) return error;
   DropoutArguments a = *arguments;
-  a.lanes = lanes_for(a.walk.width, a.dtype);
+  a.lanes = lanes_for(a.walk.width);
   a.wide_in = wide(a.walk, a.x, a.dtype);
   a.wide_out = wide(a.walk.width, a.out, a.dtype);
   return launch(EMC_KERNEL_OF(a.dtype, dropout), grid_for(blocks_for(a.walk.rows, a.lanes), device), kThreads, 0, stream, a);

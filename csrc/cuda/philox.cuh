@@ -59,20 +59,17 @@ __device__ __forceinline__ void normals(const uint32_t (&w)[4], float* x) {
   }
 }
 
-// The normals of the elements [i, i + kCount) of a row; i is a multiple of kCount, and that of 4.
-template <int kCount>
-__device__ __forceinline__ void normals_at(const NoiseRow& row, int64_t i, float (&x)[kCount]) {
-#pragma unroll
-  for (int k = 0; k < kCount; k += 4) {
-    uint32_t w[4];
-    words(row, (i + k) / 4, w);
-    normals(w, x + k);
-  }
+// The four words, and the normals, of the elements [i, i + kVector) of a row; i is a multiple of kVector.
+__device__ __forceinline__ void words_at(const NoiseRow& row, int64_t i, uint32_t (&w)[kVector]) { words(row, i / kVector, w); }
+__device__ __forceinline__ void normals_at(const NoiseRow& row, int64_t i, float (&x)[kVector]) {
+  uint32_t w[kVector];
+  words_at(row, i, w);
+  normals(w, x);
 }
 
 template <class T, bool kNormal>
 __global__ void __launch_bounds__(kThreads) philox_fill(const PhiloxFill a) {
-  constexpr int n = kVector<T>;
+  constexpr int n = kVector;
   T* const out = static_cast<T*>(a.out);
   const Lanes lanes(a.lanes);
   for (int64_t row = lanes.row; row < a.rows; row += lanes.step) {
@@ -82,13 +79,10 @@ __global__ void __launch_bounds__(kThreads) philox_fill(const PhiloxFill a) {
       if constexpr (kNormal) {
         normals_at(noise, i, x);
       } else {
+        uint32_t w[n];
+        words_at(noise, i, w);
 #pragma unroll
-        for (int k = 0; k < n; k += 4) {
-          uint32_t w[4];
-          words(noise, (i + k) / 4, w);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) x[k + j] = uniform(w[j]);
-        }
+        for (int k = 0; k < n; ++k) x[k] = uniform(w[k]);
       }
       store(out + row * a.width + i, a.width - i, a.wide_out, x);
     }
@@ -97,23 +91,22 @@ __global__ void __launch_bounds__(kThreads) philox_fill(const PhiloxFill a) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) dropout(const DropoutArguments a) {
-  constexpr int n = kVector<T>;
+  constexpr int n = kVector;
   T* const out = static_cast<T*>(a.out);
   const Lanes lanes(a.lanes);
   for (int64_t row = lanes.row; row < a.walk.rows; row += lanes.step) {
     const NoiseRow noise = noise_row(a.noise, row, a.walk.width);
-    const T* const from = row_of<T>(a.walk, a.x, row);
+    int64_t offset[1];
+    row_offsets(a.walk, {a.x.outer}, row, offset);
+    const T* const from = static_cast<const T*>(a.x.data) + offset[0];
     for (int64_t i = lanes.sub * n; i < a.walk.width; i += lanes.lanes * n) {
       const int64_t left = a.walk.width - i;
       float x[n];
       load(from + i * a.x.stride, a.x.stride, left, a.wide_in, x);
+      uint32_t w[n];
+      words_at(noise, i, w);
 #pragma unroll
-      for (int k = 0; k < n; k += 4) {
-        uint32_t w[4];
-        words(noise, (i + k) / 4, w);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) x[k + j] = (w[j] >> 9) >= a.keep_from ? x[k + j] * a.scale : 0.0f;  // a NaN that is dropped is gone
-      }
+      for (int k = 0; k < n; ++k) x[k] = (w[k] >> 9) >= a.keep_from ? x[k] * a.scale : 0.0f;  // a NaN that is dropped is gone
       store(out + row * a.walk.width + i, left, a.wide_out, x);
     }
   }

@@ -8,7 +8,7 @@ namespace {
 const char* run(const Reparameterize& given, void (*kernel)(Reparameterize), const void* out, int device, void* stream) {
   if (const char* error = use_device(device)) return error;
   Reparameterize a = given;
-  a.lanes = lanes_for(a.walk.width, a.dtype);
+  a.lanes = lanes_for(a.walk.width);
   a.wide_mu = wide(a.walk, a.mu, a.dtype);
   a.wide_logvar = wide(a.walk, a.logvar, a.dtype);
   a.wide_noise = wide(a.walk, a.noise, a.dtype);

@@ -7,22 +7,23 @@
 
 namespace emc::cuda {
 
-// The rows that a lane works on, and its vectors of a row: mean, log-variance and noise.
+// A row as a lane reads it: mean, log-variance, noise, and on the way back the gradients.
 template <class T>
 struct DrawRow {
-  static constexpr int n = kVector<T>;
-  const T *mu, *logvar, *given;
+  static constexpr int n = kVector;
+  const T *mu, *logvar, *given, *grad_z;
+  const float* grad_kl;
   NoiseRow made;
 
   __device__ __forceinline__ DrawRow(const Reparameterize& a, int64_t row) {
-    mu = row_of<T>(a.walk, a.mu, row);
-    logvar = row_of<T>(a.walk, a.logvar, row);
-    if (a.noise.data != nullptr) {
-      given = row_of<T>(a.walk, a.noise, row);
-    } else {
-      given = nullptr;
-      made = noise_row(a.philox, row, a.walk.width);
-    }
+    int64_t offset[5];
+    row_offsets(a.walk, {a.mu.outer, a.logvar.outer, a.noise.outer, a.grad_z.outer, a.grad_kl.outer}, row, offset);
+    mu = static_cast<const T*>(a.mu.data) + offset[0];
+    logvar = static_cast<const T*>(a.logvar.data) + offset[1];
+    given = a.noise.data != nullptr ? static_cast<const T*>(a.noise.data) + offset[2] : nullptr;
+    grad_z = static_cast<const T*>(a.grad_z.data) + offset[3];
+    grad_kl = static_cast<const float*>(a.grad_kl.data) + offset[4];
+    if (given == nullptr) made = noise_row(a.philox, row, a.walk.width);
   }
   __device__ __forceinline__ void read(const Reparameterize& a, int64_t i, float (&m)[n], float (&v)[n], float (&eps)[n]) const {
     const int64_t left = a.walk.width - i;
@@ -38,7 +39,7 @@ struct DrawRow {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) reparameterize(const Reparameterize a) {
-  constexpr int n = kVector<T>;
+  constexpr int n = kVector;
   const Lanes lanes(a.lanes);
   // All lanes of a warp go round together, since the sum needs them.
   for (int64_t row = lanes.row; __any_sync(kFullMask, row < a.walk.rows); row += lanes.step) {
@@ -65,16 +66,15 @@ __global__ void __launch_bounds__(kThreads) reparameterize(const Reparameterize 
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) reparameterize_backward(const Reparameterize a) {
-  constexpr int n = kVector<T>;
+  constexpr int n = kVector;
   const Lanes lanes(a.lanes);
   for (int64_t row = lanes.row; row < a.walk.rows; row += lanes.step) {
     const DrawRow<T> at(a, row);
-    const T* const grad_z = row_of<T>(a.walk, a.grad_z, row);
-    const float gk = *row_of<float>(a.walk, a.grad_kl, row);
+    const float gk = *at.grad_kl;
     for (int64_t i = lanes.sub * n; i < a.walk.width; i += lanes.lanes * n) {
       float m[n], v[n], eps[n], g[n];
       at.read(a, i, m, v, eps);
-      load(grad_z + i * a.grad_z.stride, a.grad_z.stride, a.walk.width - i, a.wide_grad, g);
+      load(at.grad_z + i * a.grad_z.stride, a.grad_z.stride, a.walk.width - i, a.wide_grad, g);
 #pragma unroll
       for (int k = 0; k < n; ++k) {
         m[k] = fmaf(gk, m[k], g[k]);

@@ -176,7 +176,7 @@ class NativeLibrary:
         built = self.stamp["cuda"]
         if reason := self.handle.emc_fast_cuda_problem().decode():
             return f"the CUDA runtime in the library ({built}) cannot work here: {reason}"
-        oldest = min(int(target) for target in re.findall(r"\d+", built.partition(" for ")[2].partition(" and ")[0]))
+        oldest = min(int(target) for target in re.findall(r"\d+", built.partition(" for ")[2]))  # as code, or as PTX
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
             if 10 * major + minor < oldest:

@@ -36,8 +36,14 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
 
 
-def _units() -> list[Path]:
-    return [path for path in sources() if path != ROOT / "csrc/torch/cuda/device.cpp"]  # the emulator has its own
+def _units() -> dict[str, list[Path]]:
+    """Sources that are compiled together: most of the time goes into the headers that they share."""
+    boxed = [path for path in sources() if path.parent.parent.name == "torch" and path.name != "device.cpp"]  # the emulator has its own
+    return {
+        "launchers": [path for path in sources() if path.suffix == ".cu"],
+        "boxed": [*boxed, HERE / "device.cpp"],
+        "emulator": [path for path in sources() if path.parent == HERE and path.name != "device.cpp"],
+    }
 
 
 def build(*extra: str) -> Path:
@@ -66,15 +72,16 @@ def _compile(program: str, flags: tuple[str, ...], library: Path) -> None:
     work.mkdir(exist_ok=True)
     launcher = [ccache] if (ccache := shutil.which("ccache")) else []
 
-    def unit(path: Path) -> Path:
-        target = work / f"{str(path.relative_to(ROOT)).replace(os.sep, chr(45))}.o"
-        command = [*launcher, program, *flags, f"-I{HERE}", "-include", "emulator.h", "-x", "c++", "-c", path, "-o", target]
+    def unit(name: str, paths: list[Path]) -> Path:
+        source, target = work / f"{name}.cpp", work / f"{name}.o"
+        source.write_text("".join(f'#include "{path}"\n' for path in paths))
+        command = [*launcher, program, *flags, f"-I{HERE}", "-include", "emulator.h", "-c", source, "-o", target]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert done.returncode == 0, f"{path.name} does not compile for the emulator:\n{done.stderr[-6000:]}"
+        assert done.returncode == 0, f"the {name} do not compile for the emulator:\n{done.stderr[-6000:]}"
         return target
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(unit, _units()))
+        objects = list(pool.map(unit, *zip(*_units().items(), strict=True)))
     aside = library.with_suffix(".part")
     torch_libraries = Path(torch.__file__).parent / "lib"
     sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]

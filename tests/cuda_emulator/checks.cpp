@@ -80,3 +80,7 @@ EMC_EXPORT const char* emc_emulator_partial_mask() {
 EMC_EXPORT const char* emc_emulator_odd_block() {
   return run(33, [] {});
 }
+// Writes one float beyond the block's shared memory: what AddressSanitizer is there to see.
+EMC_EXPORT void emc_emulator_out_of_bounds() {
+  run(32, [] { static_cast<float*>(emu::shared())[threadIdx.x + 1] = 1.0f; }, 32 * sizeof(float));
+}

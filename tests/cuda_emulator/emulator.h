@@ -9,7 +9,8 @@
 // each block.
 #pragma once
 
-#include <cmath>
+#include <math.h>  // fmaf, sqrtf, fabsf and log stand outside of std, as in CUDA
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -136,10 +137,8 @@ inline float __uint_as_float(unsigned u) {
   return x;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>
 T __ldg(const T* p) {
   return *p;
 }
-using std::fma;
-using std::fmaf;
-using std::sqrt;

@@ -45,7 +45,7 @@ void dropout(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = give(std::move(out));
 }
 
-const RegisterCuda registered({{"philox_normal", philox_fill<true>}, {"philox_uniform", philox_fill<false>}, {"dropout", dropout}});
+const RegisterCuda philox_registered({{"philox_normal", philox_fill<true>}, {"philox_uniform", philox_fill<false>}, {"dropout", dropout}});
 
 }  // namespace
 }  // namespace emc

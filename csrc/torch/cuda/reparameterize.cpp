@@ -69,7 +69,7 @@ void reparameterize_backward(StableIValue* stack, uint64_t, uint64_t) {
   stack[1] = give(std::move(grad_logvar));
 }
 
-const RegisterCuda registered({{"reparameterize", reparameterize}, {"reparameterize_backward", reparameterize_backward}});
+const RegisterCuda reparameterize_registered({{"reparameterize", reparameterize}, {"reparameterize_backward", reparameterize_backward}});
 
 }  // namespace
 }  // namespace emc
