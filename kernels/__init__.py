@@ -27,7 +27,13 @@ KERNELS: dict[str, str] = {
     "fusion_kl_backward": "fusion_kl",
     "fusion_kl_categorical": "fusion_kl_categorical",
     "fusion_kl_categorical_backward": "fusion_kl_categorical",
+    "attention": "attention",
+    "attention_backward": "attention",
+    "attention_block_epilogue": "attention_block",
+    "attention_block_epilogue_backward": "attention_block",
 }
+#: Raw operators that the operator layer puts together from these.
+COMPOSED = frozenset({"attention_block", "attention_block_backward"})
 MINIMUM_CAPABILITY = (8, 0)
 
 
@@ -74,6 +80,6 @@ def device_reason() -> str:
 
 def triton_reason(raw: str) -> str:
     """Why Triton cannot serve the raw operator ``raw`` here, or the empty string."""
-    if raw not in KERNELS:
+    if raw not in KERNELS and raw not in COMPOSED:
         return f"this version has no Triton kernel for {raw}"
     return device_reason()

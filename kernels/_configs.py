@@ -27,6 +27,8 @@ class RowConfig(NamedTuple):
 ROW_CONFIGS: dict[tuple[str, int, str], RowConfig] = {
     ("philox", 0, "narrow"): RowConfig(1024, 64, 4),
     ("philox", 0, "wide"): RowConfig(1024, 1024, 4),
+    ("attention_block", 0, "narrow"): RowConfig(512, 64, 4),
+    ("attention_block", 0, "wide"): RowConfig(1024, 1024, 4),
     ("fusion_kl", 0, "narrow"): RowConfig(512, 64, 4),
     ("fusion_kl", 0, "wide"): RowConfig(512, 512, 4),
     ("fusion_kl_categorical", 0, "narrow"): RowConfig(512, 64, 4),
@@ -45,8 +47,8 @@ class Tile(NamedTuple):
     long: bool
 
 
-def tile_of(operator: str, like: torch.Tensor, rows: int, width: int) -> Tile:
-    """The tile for ``rows`` rows of ``width`` elements."""
+def tile_of(operator: str, like: torch.Tensor, rows: int, width: int, whole: bool = False) -> Tile:
+    """The tile for ``rows`` rows of ``width`` elements; of ``whole`` rows where a kernel does not walk along them."""
     size = "narrow" if width <= 64 else "wide"
     found = ROW_CONFIGS.get((operator, capability(like), size)) or ROW_CONFIGS[operator, 0, size]
     columns = min(max(triton.next_power_of_2(width), 4), found.columns)
@@ -54,5 +56,57 @@ def tile_of(operator: str, like: torch.Tensor, rows: int, width: int) -> Tile:
     if interpreting():  # which pays per program and not per element: one for little, two or three for more
         columns = min(max(triton.next_power_of_2(width), 4), 4096)
         elements = max(1 << 15, rows * columns // 2)
-    per_tile = max(1, min(triton.next_power_of_2(elements // columns), triton.next_power_of_2(rows)))
+    if whole:
+        columns = max(triton.next_power_of_2(width), 4)
+    per_tile = max(1, min(triton.next_power_of_2(max(1, elements // columns)), triton.next_power_of_2(rows)))
     return Tile(per_tile, columns, found.warps, rows + per_tile >= 2**31)
+
+
+class AttentionConfig(NamedTuple):
+    """Tiles of attention: queries and keys at a time, warps, stages of the load pipeline, and the padded head width."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    width: int = 0
+
+    def options(self) -> dict[str, int]:
+        """The compile-time arguments."""
+        return {"BD": self.width, "BM": self.queries, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+
+
+#: (pass, capability, bytes of an element, padded head width up to 32, 64 or 128). With dropout half as
+#: many queries are shared by 8 warps: the noise takes registers.
+ATTENTION_CONFIGS: dict[tuple[str, int, int, int], AttentionConfig] = {
+    ("forward", 0, 2, 32): AttentionConfig(128, 64, 4, 3),
+    ("forward", 0, 2, 64): AttentionConfig(128, 64, 4, 3),
+    ("forward", 0, 2, 128): AttentionConfig(128, 64, 8, 2),
+    ("backward queries", 0, 2, 32): AttentionConfig(64, 64, 4, 2),
+    ("backward queries", 0, 2, 64): AttentionConfig(64, 64, 4, 2),
+    ("backward queries", 0, 2, 128): AttentionConfig(64, 64, 8, 2),
+    ("backward keys", 0, 2, 32): AttentionConfig(64, 64, 4, 2),
+    ("backward keys", 0, 2, 64): AttentionConfig(64, 64, 4, 2),
+    ("backward keys", 0, 2, 128): AttentionConfig(32, 64, 8, 2),
+    # float32 is multiplied without tensor cores: small tiles.
+    ("forward", 0, 4, 32): AttentionConfig(32, 32, 4, 2),
+    ("forward", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
+    ("forward", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
+    ("backward queries", 0, 4, 32): AttentionConfig(32, 32, 4, 2),
+    ("backward queries", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
+    ("backward queries", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
+    ("backward keys", 0, 4, 32): AttentionConfig(32, 32, 4, 2),
+    ("backward keys", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
+    ("backward keys", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
+}
+
+
+def attention_config(step: str, like: torch.Tensor, width: int, dropout: bool) -> AttentionConfig:
+    """Tiles for a pass over heads of ``width``. They do not depend on lengths: padding a sequence changes no bit."""
+    padded = max(16, triton.next_power_of_2(width))
+    if interpreting():
+        return AttentionConfig(256, 256, 1, 1, padded)
+    key = like.element_size(), max(32, padded)
+    found = ATTENTION_CONFIGS.get((step, capability(like), *key)) or ATTENTION_CONFIGS[(step, 0, *key)]
+    queries = max(16, found.queries // 2) if dropout else found.queries
+    return found._replace(queries=queries, warps=8 if dropout else found.warps, width=padded)

@@ -25,6 +25,15 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def dot(a, b, acc):
+    """acc + a b, float32 operands without TF32; the interpreter would multiply the bits of bfloat16."""
+    if _INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
 def exponent_bits(n):
     """2^n for an integral float n in [-126, 127]."""
     return ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)

@@ -45,7 +45,7 @@ def twice_loss(m_r, m_f, m_s, l_r, l_f, l_s):
 def counted_rows(tile, rows, n1, n2, mask, q0, q1, q2, OUTER: tl.constexpr, ROWS: tl.constexpr, LONG: tl.constexpr):
     """Row numbers of a tile (ROWS, 1), and which of them exist, and which of these count."""
     if LONG:
-        row = (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+        row = (tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     else:
         row = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     live = row < rows

@@ -120,6 +120,28 @@ def row_offset(row, n1, n2, s0, s1, s2, OUTER: tl.constexpr):
     return offset
 
 
+@triton.jit
+def seed_of(lead, seeds, rows_per_seed):
+    """Key words and r of one leading index, scalars."""
+    seed = tl.load(seeds + lead // rows_per_seed)
+    return seed.to(tl.uint32), (seed >> 32).to(tl.uint32), (lead % rows_per_seed).to(tl.uint32)
+
+
+@triton.jit
+def kept_tile(row, start, width, k0, k1, r, stream, keep_from, COLUMNS: tl.constexpr):
+    """Which elements of rows (R, 1) of one leading index dropout keeps, columns [start, start + COLUMNS): (R, COLUMNS).
+
+    Bits are put side by side and not words: a quarter of the registers, and of what changes its layout.
+    """
+    first = row.to(tl.int64) * ((width + 3) // 4)
+    group = start // 4 + tl.arange(0, COLUMNS // 4)[None, :]
+    w0, w1, w2, w3 = block_words(group, k0, k1, r, first.to(tl.uint32), (first >> 32).to(tl.uint32), stream)
+    bound = keep_from.to(tl.uint32)
+    x0, x1 = ((w0 >> 9) >= bound).to(tl.int8), ((w1 >> 9) >= bound).to(tl.int8)
+    x2, x3 = ((w2 >> 9) >= bound).to(tl.int8), ((w3 >> 9) >= bound).to(tl.int8)
+    return side_by_side(x0, x1, x2, x3) != 0
+
+
 _SIZES = ("rows", "frames", "rows_per_seed", "stream")
 
 

@@ -1,10 +1,11 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and writes what they take: registers, spills,
 shared memory, matrix instructions.
 
-    python tools/triton_resources.py [--write] [--only NAME]
+    python tools/triton_resources.py [--write | --check] [--only NAME]
 
 The launchers themselves are run, on CPU tensors and with the launch caught, so that what is compiled is what would be launched: same tiles,
-same specialisation on strides and alignment. ``--write`` replaces tests/ops/triton_resources.json; a change of it shows in the diff.
+same specialisation on strides and alignment. ``--write`` replaces tests/ops/triton_resources.json, so that a change shows in the diff;
+``--check`` compares with it. A kernel that spills, or attention in a half type without matrix instructions, is an error always.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from emc_fast.kernels import _configs, kernel
 
 TABLE = ROOT / "tests" / "ops" / "triton_resources.json"
 TARGETS = (80, 89, 90)
+#: Bytes of shared memory that a block may ask for (CUDA programming guide, compute capabilities).
+SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.bool: "*i1", torch.float64: "*fp64",
     torch.uint8: "*u8", torch.int32: "*i32",
@@ -48,25 +51,36 @@ def randn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def cases() -> dict[str, Callable[[], Any]]:
-    """Representative launches by name: the field's sizes, the dtypes that matter, the paths that differ."""
-    found: dict[str, Callable[[], Any]] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+def cases() -> dict[str, tuple[Callable[[], Any], tuple[int, ...]]]:
+    """Representative launches with their targets, by name: every kernel at a size of the field in bfloat16 on all; other paths on one."""
+    found: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {}
+
+    def add(name: str, raw: str, *args: Any, targets: tuple[int, ...] = TARGETS) -> None:
+        found[name] = (lambda: kernel(raw)(*args), targets)
+
+    x, row, stats, w = randn(48000, 128), torch.zeros(48000), torch.zeros(48000, 12), randn(128)
+    add("philox_normal 128 bf16", "philox_normal", x, SEED, 0, None)
+    add("dropout 128 bf16", "dropout", x, SEED, 0.1, 0, None)
+    add("fusion_kl_categorical 128 bf16", "fusion_kl_categorical", x, x, x, None, 0)
+    add("fusion_kl_categorical backward 128 bf16", "fusion_kl_categorical_backward", ONE, x, x, x, stats, None, 0)
+    add("attention_block 128 bf16", "attention_block_epilogue", x, x, w, w, 1e-5, 0.1, SEED, 0)
+    add("attention_block backward 128 bf16", "attention_block_epilogue_backward", x, x, x, w, row, row, 0.1, SEED, 0)
+    for name, dtype, targets in (("bf16", torch.bfloat16, TARGETS), ("fp32", torch.float32, (90,))):
         x = randn(48000, 128, dtype=dtype)
-        row = torch.zeros(48000)
-        found[f"philox_normal 128 {name}"] = lambda x=x: kernel("philox_normal")(x, SEED, 0, None)
-        found[f"dropout 128 {name}"] = lambda x=x: kernel("dropout")(x, SEED, 0.1, 0, None)
-        found[f"reparameterize 128 {name}"] = lambda x=x: kernel("reparameterize")(x, x, SEED, 0, None, None)
-        found[f"reparameterize backward 128 {name}"] = lambda x=x, row=row: kernel("reparameterize_backward")(
-            x, row, x, x, SEED, 0, None, None
-        )
-        found[f"fusion_kl 128 {name}"] = lambda x=x: kernel("fusion_kl")(x, x, x, x, x, x, None, 0)
-        found[f"fusion_kl backward 128 {name}"] = lambda x=x: kernel("fusion_kl_backward")(ONE, x, x, x, x, x, x, None, 0)
-        stats = torch.zeros(48000, 12)
-        found[f"fusion_kl_categorical 128 {name}"] = lambda x=x: kernel("fusion_kl_categorical")(x, x, x, None, 0)
-        found[f"fusion_kl_categorical backward 128 {name}"] = lambda x=x, stats=stats: kernel("fusion_kl_categorical_backward")(
-            ONE, x, x, x, stats, None, 0
-        )
+        add(f"reparameterize 128 {name}", "reparameterize", x, x, SEED, 0, None, None, targets=targets)
+        add(f"reparameterize backward 128 {name}", "reparameterize_backward", x, row, x, x, SEED, 0, None, None, targets=targets)
+        add(f"fusion_kl 128 {name}", "fusion_kl", x, x, x, x, x, x, None, 0, targets=targets)
+        add(f"fusion_kl backward 128 {name}", "fusion_kl_backward", ONE, x, x, x, x, x, x, None, 0, targets=targets)
+    for name, dtype, width, dropout, targets in (
+        ("32 bf16", torch.bfloat16, 32, 0.0, TARGETS),
+        ("30 bf16, dropout", torch.bfloat16, 30, 0.1, (80, 90)),
+        ("128 fp16", torch.float16, 128, 0.0, (89, 90)),
+        ("32 fp32", torch.float32, 32, 0.0, (90,)),
+    ):
+        x, statistics = randn(64, 750, 4, width, dtype=dtype), torch.zeros(2, 64, 4, 750)
+        options = (None, True, 0, None, dropout, SEED, 0)
+        add(f"attention {name}", "attention", x, x, x, *options, targets=targets)
+        add(f"attention backward {name}", "attention_backward", x, x, x, x, statistics, *options, targets=targets)
     return found
 
 
@@ -114,49 +128,73 @@ def tool(name: str) -> str:
     return str(Path(nvidia.__file__).parent / "bin" / name)
 
 
-def resources(cubin: bytes, sass: bool) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, int]:
     """From the machine code itself; what `ptxas` only logs is not in Triton's metadata without a GPU."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = subprocess.run([tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         found = {"registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1])}  # type: ignore[index]
-        if sass:
-            text = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
-            found["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", text))
-            found["matrix"] = len(re.findall(r"\b(?:HMMA|HGMMA|IMMA)\b", text))
+        text = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
+        found["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", text))
+        found["matrix"] = len(re.findall(r"\b(?:HMMA|HGMMA)\b", text))
         return found
 
 
 def measure(only: str = "") -> dict[str, dict[str, dict[str, int]]]:
     """{kernel and case: {target: resources}}."""
     table: dict[str, dict[str, dict[str, int]]] = {}
-    for name, case in cases().items():
+    for name, (case, targets) in cases().items():
         if only not in name:
             continue
-        for target in TARGETS:
+        for target in targets:
             _configs.capability = lambda _, target=target: target  # type: ignore[assignment]
             for function, args, kwargs in caught(case):
                 code, options = source(function, args, dict(kwargs))
                 compiled = triton.compile(code, target=GPUTarget("cuda", target, 32), options=options)
-                entry = resources(compiled.asm["cubin"], sass=True) | {"shared": compiled.metadata.shared}
+                entry = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
                 table.setdefault(f"{name}: {function.fn.__name__}", {})[str(target)] = entry
     return table
 
 
-def main() -> None:
+def problems(table: dict[str, dict[str, dict[str, int]]]) -> list[str]:
+    """What no kernel may do: spill, take more shared memory than a block has, or multiply half types without the matrix units."""
+    found = []
+    for name, entries in table.items():
+        for target, entry in entries.items():
+            if entry["stack"] or entry["spills"]:
+                found.append(f"{name} for sm_{target} spills: {entry}")
+            if entry["shared"] > SHARED[int(target)]:
+                found.append(f"{name} for sm_{target} takes {entry['shared']} bytes of shared memory, a block has {SHARED[int(target)]}")
+            if name.startswith(("attention ", "attention backward")) and "fp32" not in name and not entry["matrix"]:
+                found.append(f"{name} for sm_{target} has no matrix instruction")
+    return found
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"replace {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--check", action="store_true", help="compare with it")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     args = parser.parse_args()
-    result = {"triton": triton.__version__, "kernels": measure(args.only)}
-    rows = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in result["kernels"].items()]
-    text = f'{{\n  "triton": {json.dumps(result["triton"])},\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n"
+    table = measure(args.only)
+    rows = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in table.items()]
+    text = f'{{\n  "triton": {json.dumps(triton.__version__)},\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n"
+    found = problems(table)
     if args.write:
         TABLE.write_text(text)
+    elif args.check:
+        committed = json.loads(TABLE.read_text())
+        if committed["triton"] == triton.__version__ and committed["kernels"] != table:
+            found.append(
+                f"{TABLE.relative_to(ROOT)} is not what these kernels take: write it again with --write, and look at the difference"
+            )
+        print(f"{sum(map(len, table.values()))} kernels compiled by triton {triton.__version__}")
     else:
         sys.stdout.write(text)
+    print("\n".join(found), file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

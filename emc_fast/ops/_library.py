@@ -42,17 +42,20 @@ def define(schema: str) -> None:
     """Declare the operator ``emc_fast::<schema>``, and ``emc_fast_triton::<schema>`` where there is a Triton kernel for it."""
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     name = schema.split("(", 1)[0]
-    if name in _triton_kernels():
+    if "triton" in libraries(name):
+        kernels = import_module("emc_fast.kernels")
         _TRITON.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _TRITON.impl(name, _triton_kernel(name), import_module("emc_fast.kernels").device_type().upper())
+        if name in kernels.KERNELS:
+            _TRITON.impl(name, _triton_kernel(name), kernels.device_type().upper())
 
 
 @functools.cache
-def _triton_kernels() -> tuple[str, ...]:
+def _triton_operators() -> frozenset[str]:
     try:
-        return tuple(import_module("emc_fast.kernels").KERNELS)
+        kernels = import_module("emc_fast.kernels")
     except ModuleNotFoundError:
-        return ()
+        return frozenset()
+    return kernels.COMPOSED | kernels.KERNELS.keys()
 
 
 def _triton_kernel(name: str) -> Callable[..., Any]:
@@ -64,7 +67,7 @@ def _triton_kernel(name: str) -> Callable[..., Any]:
 
 def libraries(name: str) -> dict[str, torch.library.Library]:
     """The libraries that declare the raw operator ``name``, by the back ends that they serve: ``"native"`` and ``"triton"``."""
-    return {"native": _LIBRARY, "triton": _TRITON} if name in _triton_kernels() else {"native": _LIBRARY}
+    return {"native": _LIBRARY, "triton": _TRITON} if name in _triton_operators() else {"native": _LIBRARY}
 
 
 def raw(backend: str) -> Any:
@@ -96,8 +99,14 @@ def remember(backend: str, setup_context: Callable[..., None]) -> Callable[..., 
 
 
 def implement(name: str, key: str, kernel: Callable[..., Any]) -> None:
-    """Serve ``emc_fast::<name>`` under the dispatch key ``"CPU"`` or ``"CUDA"`` by a Python function that puts other operators together."""
-    _LIBRARY.impl(name, kernel, key)
+    """Serve ``emc_fast::<name>`` under the dispatch key ``"CPU"`` or ``"CUDA"`` by a Python function that puts other operators together.
+
+    With the key ``"TRITON"`` it serves ``emc_fast_triton::<name>`` on the device that Triton's kernels take.
+    """
+    if key != "TRITON":
+        _LIBRARY.impl(name, kernel, key)
+    elif "triton" in libraries(name):
+        _TRITON.impl(name, kernel, import_module("emc_fast.kernels").device_type().upper())
 
 
 def library_path() -> Path:

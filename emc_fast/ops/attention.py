@@ -51,7 +51,8 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | No
         definition = partial(_definition, key_mask=key_mask, **options)
         grads = _autograd.backward_of_definition(definition, (query, key, value), ctx.needs_input_grad[:3], (grad_out,))
     else:
-        grads = torch.ops.emc_fast.attention_backward(grad_out, query, key, value, statistics, key_mask, *ctx.options, seed, ctx.stream)
+        raw = _library.raw(ctx.backend)
+        grads = raw.attention_backward(grad_out, query, key, value, statistics, key_mask, *ctx.options, seed, ctx.stream)
     return *grads, *([None] * 7)
 
 
@@ -101,6 +102,12 @@ def _check(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, s
     check_key_mask(key_mask, b, key.shape[1], query.device, keys_of="key")
     if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+
+
+def refuse_width(width: int) -> tuple[tuple[str, str], ...]:
+    """What the choice of the back end must know of a head's width."""
+    reason = f"the head width {width} exceeds {MAX_CPU_WIDTH}"
+    return tuple((backend, reason) for backend in ("cpu", "cuda", "triton")) if width > MAX_CPU_WIDTH else ()
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -158,8 +165,10 @@ def attention(
     b, t, h, d = query.shape
     noise = as_seed(seed, (b, h, t, key.shape[1]), query.device) if dropout_p > 0 else None
 
-    refuse = (("cpu", f"the head width {d} exceeds {MAX_CPU_WIDTH}"),) if d > MAX_CPU_WIDTH else ()
-    if _backend.choose("attention", query.device, query.dtype, refuse) == "reference":
+    refuse = refuse_width(d)
+    backend = _backend.choose("attention", query.device, query.dtype, refuse)
+    if backend == "reference":
         options: dict[str, Any] = {"causal": causal, "window": window, "scale": scale, "dropout_p": dropout_p, "stream": stream}
         return _definition(query, key, value, key_mask=key_mask, seed=noise, **options)
-    return torch.ops.emc_fast.attention(query, key, value, key_mask, causal, window or 0, scale, float(dropout_p), noise, stream)[0]
+    operator = _library.raw(backend).attention
+    return operator(query, key, value, key_mask, causal, window or 0, scale, float(dropout_p), noise, stream)[0]

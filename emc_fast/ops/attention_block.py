@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _autograd, _backend, _library
 from ._checks import check_probability, check_same, check_stream, check_tensor
-from .attention import MAX_CPU_WIDTH, autocast_dtype, check_key_mask, check_span
+from .attention import autocast_dtype, check_key_mask, check_span, refuse_width
 from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
 from .reference.attention_block import attention_block as _definition
@@ -47,8 +47,8 @@ _library.define(
 _backend.register_operator("attention_block", raw="attention_block_epilogue")
 
 
-def _forward_cpu(x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """The CPU kernel of ``attention_block``: projections in the dtype of their weights, residual and LayerNorm in x's."""
+def _forward(backend: str, x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The kernel of ``attention_block``: projections in the dtype of their weights, residual and LayerNorm in x's."""
     w = AttentionBlockWeights(*rest[:11])
     num_heads, key_mask, causal, window, dropout_p, seed, stream = rest[11:]
     rows, context = _operands(x, memory, key_mask, w.w_q.dtype)
@@ -60,27 +60,27 @@ def _forward_cpu(x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     t, s = x.shape[1], memory.shape[1]
     q, k, v = project(rows, w.w_q, w.b_q, t), project(context, w.w_k, w.b_k, s), project(context, w.w_v, w.b_v, s)
     heads = [y.unflatten(-1, (num_heads, -1)) for y in (q, k, v)]
-    attended, statistics = torch.ops.emc_fast.attention(*heads, key_mask, causal, window, None, dropout_p, seed, stream)
+    attended, statistics = _library.raw(backend).attention(*heads, key_mask, causal, window, None, dropout_p, seed, stream)
     attended = attended.view(q.shape)
     update = project(attended.flatten(0, 1), w.w_o, w.b_o, t)
-    out, mean, inverse_deviation = torch.ops.emc_fast.attention_block_epilogue(
+    out, mean, inverse_deviation = _library.raw(backend).attention_block_epilogue(
         x.contiguous(), update, w.ln_weight.contiguous(), _dense(w.ln_bias), w.ln_eps, dropout_p, seed, stream + 1
     )
     return out, q, k, v, attended, statistics, update, mean, inverse_deviation
 
 
-def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """The CPU kernel of ``attention_block_backward``; an absent bias has an empty gradient."""
+def _backward_of(backend: str, grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The kernel of ``attention_block_backward``; an absent bias has an empty gradient."""
     (q, k, v, attended, statistics, update, mean, inverse_deviation), (x, memory) = rest[:8], rest[8:10]
     w = AttentionBlockWeights(*rest[10:21])
     num_heads, key_mask, causal, window, dropout_p, seed, stream = rest[21:]
-    grad_x, grad_update, grad_ln_weight, grad_ln_bias, grad_b_o = torch.ops.emc_fast.attention_block_epilogue_backward(
+    grad_x, grad_update, grad_ln_weight, grad_ln_bias, grad_b_o = _library.raw(backend).attention_block_epilogue_backward(
         grad_out.contiguous(), x.contiguous(), update, w.ln_weight.contiguous(), mean, inverse_deviation, dropout_p, seed, stream + 1
     )
     grad_update = grad_update.flatten(0, 1)
     grad_attended = torch.mm(grad_update, w.w_o).view(q.shape)
     heads = [y.unflatten(-1, (num_heads, -1)) for y in (grad_attended, q, k, v)]
-    grads = torch.ops.emc_fast.attention_backward(*heads, statistics, key_mask, causal, window, None, dropout_p, seed, stream)
+    grads = _library.raw(backend).attention_backward(*heads, statistics, key_mask, causal, window, None, dropout_p, seed, stream)
     grad_q, grad_k, grad_v = (g.flatten(2).flatten(0, 1) for g in grads)
 
     rows, context = _operands(x, memory, key_mask, w.w_q.dtype)
@@ -153,13 +153,14 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = _autograd.backward_of_definition(definition, tensors, needed, (grad_out,))
     else:
         options = (ctx.ln_eps, ctx.num_heads, key_mask, causal, window, dropout_p, seed, ctx.stream)
-        grads = torch.ops.emc_fast.attention_block_backward(grad_out, *saved, *tensors, *options)
+        grads = _library.raw(ctx.backend).attention_block_backward(grad_out, *saved, *tensors, *options)
         grads = tuple(g if need else None for g, need in zip(grads, needed, strict=True))
     return *grads, *([None] * 8)
 
 
-_library.implement("attention_block", "CPU", _forward_cpu)
-_library.implement("attention_block_backward", "CPU", _backward_cpu)
+for _key, _backend_name in (("CPU", "cpu"), ("TRITON", "triton")):
+    _library.implement("attention_block", _key, partial(_forward, _backend_name))
+    _library.implement("attention_block_backward", _key, partial(_backward_of, _backend_name))
 _library.register_fake("attention_block", _fake)
 _library.register_fake("attention_block_backward", _fake_backward)
 _library.register_fake("attention_block_epilogue", _fake_epilogue)
@@ -242,11 +243,12 @@ def attention_block(
     noise = as_seed(seed, x.shape, x.device) if dropout_p > 0 else None
 
     width = x.shape[2] // num_heads
-    refuse = (("cpu", f"the head width {width} exceeds {MAX_CPU_WIDTH}"),) if width > MAX_CPU_WIDTH else ()
-    if _backend.choose("attention_block", x.device, x.dtype, refuse) == "reference":
+    refuse = refuse_width(width)
+    backend = _backend.choose("attention_block", x.device, x.dtype, refuse)
+    if backend == "reference":
         options: dict[str, Any] = {"causal": causal, "window": window, "dropout_p": dropout_p, "stream": stream}
         return _definition(x, memory, weights, num_heads=num_heads, key_mask=key_mask, seed=noise, **options)
-    operator = partial(torch.ops.emc_fast.attention_block, x, memory, *weights[:-1], float(weights.ln_eps), num_heads)
+    operator = partial(_library.raw(backend).attention_block, x, memory, *weights[:-1], float(weights.ln_eps), num_heads)
     return operator(key_mask, causal, window or 0, float(dropout_p), noise, stream)[0]
 
 
