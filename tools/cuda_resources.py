@@ -28,6 +28,7 @@ KERNELS = {
     "reparameterize": ("reparameterize<{T}>", "reparameterize_backward<{T}>"),
     "fusion_kl": ("fusion_kl<{T}, 6>", "fusion_kl<{T}, 3>", "fusion_kl_backward<{T}, 6>", "fusion_kl_backward<{T}, 3>"),
     "fusion_kl_rows": ("finish<double>", "count_rows<int64_t>"),
+    "dtw": ("dtw<double, false>", "dtw<float, true>"),
     "fusion_kl_categorical": ("fusion_kl_categorical<{T}>", "fusion_kl_categorical_backward<{T}>"),
 }
 

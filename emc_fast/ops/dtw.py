@@ -95,7 +95,8 @@ def dtw(
         return reference.dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, bound=bound)
     with torch.no_grad():
         # Half types widen exactly, and what stands beyond a length need not be finite: the kernel never reads it.
-        return torch.ops.emc_fast.dtw(x.float(), y.float(), pairs.contiguous(), x_lengths, y_lengths, bound, exact)
+        dense = (None if tensor is None else tensor.contiguous() for tensor in (x_lengths, y_lengths, bound))
+        return torch.ops.emc_fast.dtw(x.float(), y.float(), pairs.contiguous(), *dense, exact)
 
 
 def estimate_error(frames: int, channels: int, largest_norm: float, distance: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def test_every_kernel_is_in_the_table(resources: ModuleType) -> None:
     assert set(resources.read_table()) == listed
 
 
-@pytest.mark.parametrize("stem", ["philox", "reparameterize", "fusion_kl", "fusion_kl_rows", "fusion_kl_categorical"])
+@pytest.mark.parametrize("stem", ["philox", "reparameterize", "fusion_kl", "fusion_kl_rows", "dtw", "fusion_kl_categorical"])
 def test_volta(resources: ModuleType, stem: str) -> None:
     """sm_70, which no toolkit from 13.0 on has code for: NVRTC 12.9 has."""
     if resources.library() is None:

@@ -13,7 +13,10 @@ from cuda_emulator import build
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O0")
 #: Odd widths, strides, misaligned memory, masks and zero sizes of every operator.
-SELECTION = "shuffled and ((any_layout and seed0) or zero_size or mask_broadcasts or (test_parity and seed0 and float16))"
+SELECTION = (
+    "shuffled and ((any_layout and seed0) or (test_parity and seed0 and float16)"
+    " or zero_size or mask_broadcasts or any_stride or many_frames)"
+)
 
 
 def runtime() -> str:

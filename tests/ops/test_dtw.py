@@ -13,7 +13,7 @@ from emc_fast.ops import dtw, use_backend
 from emc_fast.ops.dtw import estimate_error
 from emc_fast.ops.reference import dtw as reference
 
-from .parity import assert_opcheck
+from .parity import Target, assert_opcheck
 
 
 def problem(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -30,7 +30,8 @@ def problem(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x_lengths, y_lengths = torch.from_numpy(g.integers(1, t + 1, n)), torch.from_numpy(g.integers(1, s + 1, m))
     if seed % 5 == 0:
         x_lengths[0] = y_lengths[0] = 1
-    return x, y, pairs, x_lengths, y_lengths
+    device = torch.get_default_device()
+    return x.to(device), y.to(device), pairs.to(device), x_lengths.to(device), y_lengths.to(device)
 
 
 def test_definition_is_tslearns() -> None:
@@ -49,7 +50,7 @@ def test_definition_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_kernel_is_the_definition(isa: str, seed: int) -> None:
+def test_kernel_is_the_definition(target: Target, seed: int) -> None:
     x, y, pairs, x_lengths, y_lengths = problem(seed)
     truth = reference.dtw(x.double(), y.double(), pairs, x_lengths=x_lengths, y_lengths=y_lengths)
     ours = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
@@ -59,13 +60,13 @@ def test_kernel_is_the_definition(isa: str, seed: int) -> None:
     assert ((estimate - truth).abs() <= estimate_error(x.shape[1] + y.shape[1], x.shape[2], norm, estimate)).all()
 
 
-def test_constant_steps_do_not_drift(isa: str) -> None:
+def test_constant_steps_do_not_drift(target: Target) -> None:
     """The same distance added a thousand times: float32 sums would be off by 1e-5, and always to the same side."""
     x, y = torch.full((1, 1000, 1), 0.3), torch.zeros((1, 1000, 1))
     assert dtw(x, y, torch.tensor([[0, 0]])).item() == pytest.approx(math.sqrt(1000) * float(np.float32(0.3)), rel=1e-7)
 
 
-def test_result_is_the_same_in_any_company_and_any_layout(isa: str) -> None:
+def test_result_is_the_same_in_any_company_and_any_layout(target: Target) -> None:
     x, y, pairs, x_lengths, y_lengths = problem(8)
     together = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
     alone = torch.cat([dtw(x, y, pairs[i : i + 1], x_lengths=x_lengths, y_lengths=y_lengths) for i in range(len(pairs))])
@@ -76,8 +77,32 @@ def test_result_is_the_same_in_any_company_and_any_layout(isa: str) -> None:
     assert torch.equal(together, dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths))
 
 
+def test_lengths_and_bounds_of_any_stride(target: Target) -> None:
+    x, y, pairs, x_lengths, y_lengths = problem(8)
+    bound = dtw(x, y, pairs) * 1.1
+    expected = dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, bound=bound)
+    spread = [torch.stack([v, torch.ones_like(v)], dim=1)[:, 0] for v in (x_lengths, y_lengths, bound)]
+    assert torch.equal(dtw(x, y, pairs, x_lengths=spread[0], y_lengths=spread[1], bound=spread[2]), expected)
+
+
+def test_many_frames_and_channels(target: Target) -> None:
+    """Several bands of 32 frames, and frames that are too long for a GPU's shared memory; constant gaps, whose roundings add up."""
+    g = np.random.default_rng(3)
+    device = torch.get_default_device()
+    for frames, channels in ((130, 25), (3, 600), (70, 1)):
+        x = torch.from_numpy(g.standard_normal((2, frames, channels)).astype(np.float32)).to(device)
+        pairs = torch.tensor([[0, 1], [1, 0], [1, 1]])
+        y = x[:, : 2 * frames // 3 + 1] + 0.1
+        truth = reference.dtw(x.double(), y.double(), pairs)
+        # The distance of two frames is a float32 sum of `channels` squares; half its relative error reaches the root.
+        torch.testing.assert_close(dtw(x, y, pairs), truth, rtol=(channels + 2) * 2.0**-25, atol=1e-9)
+        estimate = dtw(x, y, pairs, exact=False)
+        norm = max(float(v.square().sum(-1).max()) for v in (x, y))
+        assert ((estimate - truth).abs() <= estimate_error(x.shape[1] + y.shape[1], channels, norm, estimate)).all()
+
+
 @pytest.mark.parametrize("exact", [True, False])
-def test_bound_gives_infinity_only_beyond_it(isa: str, exact: bool) -> None:
+def test_bound_gives_infinity_only_beyond_it(target: Target, exact: bool) -> None:
     x, y, pairs, *_ = problem(2)
     free = dtw(x, y, pairs, exact=exact)
     bound = free * torch.where(torch.arange(len(pairs)) % 2 == 0, 1.01, 0.5)
