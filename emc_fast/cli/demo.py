@@ -105,7 +105,7 @@ def _run(out: Path, recording: Path, seed: int, console: Console) -> tuple[Path,
 
 def demo_corpus(seed: int) -> dict[str, Any]:
     """Arguments of the demo's corpus."""
-    return {"train": 64, "val": 16, "test": 0, "frames": 256, "neighbours": 2, "sample_rate": 16000, "seed": seed}
+    return {"train": 128, "val": 16, "test": 0, "frames": 256, "neighbours": 2, "sample_rate": 16000, "seed": seed}
 
 
 @contextmanager
