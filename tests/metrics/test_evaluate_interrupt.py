@@ -17,8 +17,9 @@ from emc_fast.data import synthesize_corpus
 FRAMES = 60
 # Says that the clips are being measured, then takes as long as a large set does, in steps as its kernels take.
 _SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; what a script starts in the background ignores it
 from emc_fast.metrics import evaluation
 inner = evaluation._measure_part
 def slow(*arguments):

@@ -81,7 +81,11 @@ def targets(operator: str, *, every_order: bool) -> list[Any]:
         found.append(pytest.param(Target("cuda", "cuda"), marks=pytest.mark.gpu))
     if (ROOT / "kernels" / f"{operator}.py").exists():
         interpreted = kernels.interpreting()
-        found.append(Target("triton", "cpu") if interpreted else pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu))
+        found.append(
+            pytest.param(Target("triton", "cpu"), marks=pytest.mark.interpreter)
+            if interpreted
+            else pytest.param(Target("triton", "cuda"), marks=pytest.mark.gpu)
+        )
     return found
 
 
