@@ -134,7 +134,7 @@ def _table(measured: Sequence[Measured]) -> Table:
         cells = []
         paper = PAPER.get((m.backbone, m.row.name))
         for place, name in enumerate(NAMES):
-            beside = f"\n[dim]{paper[place]:g}[/] {m.figures[name] - paper[place]:+.4f}" if paper else ""
+            beside = f"\n[dim]{paper[place]:g}[/]\n{m.figures[name] - paper[place]:+.4f}" if paper else ""
             cells.append(f"[bold]{number(m.figures[name])}[/]{beside}")
         if m.backbone != before:
             table.add_section()

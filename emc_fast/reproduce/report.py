@@ -123,8 +123,8 @@ def plot(measured: Sequence[Measured]) -> Figure:
             other.tick_params(axis="y", colors="0.5", labelsize=8)
             if line == 0:
                 axes.set_title(BACKBONES[backbone])
-                axes.legend(handles=[ours, paper], fontsize=8)
     figure.suptitle("Table 1: here (left scales) and in the paper (right scales)")
+    figure.legend(handles=[ours, paper], loc="outside lower center", ncols=2)
     return figure
 
 
