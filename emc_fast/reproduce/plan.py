@@ -71,7 +71,7 @@ def make_plan(
         DataError: ``out`` has a plan for other settings.
     """
     file = out / "plan.json"
-    asked = {"size": size, "budget": budget, "seed": seed}
+    asked = {"data": str(data.resolve()), "size": size, "budget": budget, "seed": seed}
     known: dict[str, Any] = {}
     if file.is_file():
         kept = read_json(file)

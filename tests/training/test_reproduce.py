@@ -59,6 +59,8 @@ def test_what_differs_from_the_plan_is_named(corpus, tmp_path, quick):
     assert len({run.out for run in plan.runs.values()}) == 3
     with pytest.raises(ValueError, match=r"plan.json was made for budget 2.0, now 5.0; name another folder"):
         make_plan(corpus, tmp_path, budget=5.0, seed=0, **options)
+    with pytest.raises(ValueError, match=r"plan.json was made for data .*, now .*elsewhere"):
+        make_plan(tmp_path / "elsewhere", tmp_path, budget=2.0, seed=0, **options)
     refused = run("--data", corpus, "--out", tmp_path, "--budget", 1, "--backbones", "trans_vae,blender")
     assert "blender" in str(refused.exception)
 
