@@ -147,13 +147,12 @@ def _table(measured: Sequence[Measured]) -> Table:
 def _write(out: Path, report: str, measured: Sequence[Measured]) -> list[Path]:
     from dataclasses import asdict
 
+    from ..data.files import write_text
     from ..reproduce import PAPER, directions
     from ..training.checkpoint import write_json
 
     page, figures = out / "table1.md", out / "table1.json"
-    aside = page.with_name(".table1.md.partial")
-    aside.write_text(report, encoding="utf-8")
-    aside.replace(page)
+    write_text(page, report)
     rows = [
         {"backbone": m.backbone, "row": m.row.name, "epochs": m.epochs, "figures": m.figures, "paper": PAPER.get((m.backbone, m.row.name))}
         for m in measured

@@ -98,6 +98,16 @@ def plot_channels(concordances: Mapping[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure aside as PNG, then rename it into place."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        figure.savefig(aside, dpi=120)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def save_plots(folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]) -> list[Path]:
     """Write all plots of named results (table, pred, target, appropriate) as PNG files into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,11 +119,6 @@ def save_plots(folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any]
         figures[f"comparison_{protocol}"] = plot_comparison(tables, protocol=protocol)
     written = []
     for name, figure in figures.items():
-        path, aside = folder / f"{name}.png", folder / f".{name}.{os.getpid()}.png"
-        try:
-            figure.savefig(aside, dpi=120)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-        written.append(path)
+        written.append(folder / f"{name}.png")
+        save_figure(written[-1], figure)
     return written

@@ -130,9 +130,9 @@ def plot(measured: Sequence[Measured]) -> Figure:
 
 def save_plots(measured: Sequence[Measured], folder: Path) -> list[Path]:
     """Write the bars as PNG; needs matplotlib."""
-    from ..metrics.plots import require_matplotlib
+    from ..metrics.plots import require_matplotlib, save_figure
 
     require_matplotlib()
     file = folder / "table1.png"
-    plot(measured).savefig(file, dpi=110)
+    save_figure(file, plot(measured))
     return [file]
