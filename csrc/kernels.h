@@ -61,6 +61,7 @@ static inline uint32_t keep_from(double p) {
 
 // In a kernel's header: EMC_KERNEL_TABLE(PhiloxKernels, philox) declares emc::<isa>::philox for every instruction set that is built.
 // In its boxed operator: EMC_KERNELS(philox) is the table for this machine. In its source: `const PhiloxKernels philox = {...};`
+// A table that has kernels for matrix tiles as well (csrc/cpu/amx) is declared by EMC_KERNEL_TABLE_AMX and taken by EMC_KERNELS_AMX.
 #ifdef EMC_HAVE_V3
 #define EMC_TABLE_V3(type, name) \
   namespace v3 {                 \
@@ -76,10 +77,20 @@ static inline uint32_t keep_from(double p) {
   namespace v4 {                 \
   extern const type name;        \
   }
-#define EMC_PICK_V4(name) ::emc::isa() == ::emc::Isa::kV4 ? &::emc::v4::name:
+#define EMC_PICK_V4(name) ::emc::isa() >= ::emc::Isa::kV4 ? &::emc::v4::name:
 #else
 #define EMC_TABLE_V4(type, name)
 #define EMC_PICK_V4(name)
+#endif
+#ifdef EMC_HAVE_AMX
+#define EMC_TABLE_AMX(type, name) \
+  namespace amx {                 \
+  extern const type name;         \
+  }
+#define EMC_PICK_AMX(name) ::emc::isa() == ::emc::Isa::kAmx ? &::emc::amx::name:
+#else
+#define EMC_TABLE_AMX(type, name)
+#define EMC_PICK_AMX(name)
 #endif
 #ifdef EMC_ISA
 #define EMC_KERNEL_TABLE(type, name) \
@@ -94,4 +105,6 @@ static inline uint32_t keep_from(double p) {
   EMC_TABLE_V3(type, name)           \
   EMC_TABLE_V4(type, name)
 #define EMC_KERNELS(name) (*(EMC_PICK_V4(name) EMC_PICK_V3(name) & ::emc::base::name))
+#define EMC_KERNELS_AMX(name) (*(EMC_PICK_AMX(name) EMC_PICK_V4(name) EMC_PICK_V3(name) & ::emc::base::name))
 #endif
+#define EMC_KERNEL_TABLE_AMX(type, name) EMC_TABLE_AMX(type, name) EMC_KERNEL_TABLE(type, name)

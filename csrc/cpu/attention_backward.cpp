@@ -204,20 +204,9 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
   }
 }
 
-// All keys' rows of one head in order: those that took part from `sums`, zero for the others.
-template <class Store>
-inline void for_each_key(const AttentionArgs& a, const KeyRange& keys, Store store_one) {
-  int64_t i = 0;
-  for (int64_t s = 0; s < a.keys; ++s) {
-    const bool seen = i < keys.count && keys.index[i] == s;
-    store_one(s, seen ? i : -1);
-    i += seen;
-  }
-}
-
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), chunk = task % chunks, head = task / chunks, b = head / a.heads, h = head % a.heads;
-  const int64_t begin = chunk * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries), width = a.width;
+  const int64_t begin = chunk * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
   const int64_t padded_width = packed.padded_width, sums = round_up(packed.keys.count, kRows) * padded_width;
   pack_panels(a, a.key, b, h, packed.keys, packed.key_panels);
@@ -234,20 +223,8 @@ void run(const AttentionArgs& a, int64_t task, float* workspace) {
     }
   }
 
-  alignas(64) float zeros[kAttentionMaxWidth] = {};
   for (int64_t i = 0; i < packed.keys.count * padded_width; i += W) store(packed.key_sums + i, load(packed.key_sums + i) * a.scale);
-  float* partial = chunks == 1 ? nullptr : a.partial + (chunk * a.batch * a.heads + head) * 2 * a.keys * width;
-  for_each_key(a, packed.keys, [&](int64_t s, int64_t i) {
-    const float* key = i < 0 ? zeros : packed.key_sums + i * padded_width;
-    const float* value = i < 0 ? zeros : packed.value_sums + i * padded_width;
-    if (partial == nullptr) {
-      store_row(a, a.grad_key, offset_of(a.grad_key, b, s, h), key);
-      store_row(a, a.grad_value, offset_of(a.grad_value, b, s, h), value);
-    } else {
-      std::memcpy(partial + s * width, key, static_cast<size_t>(width) * sizeof(float));
-      std::memcpy(partial + (a.keys + s) * width, value, static_cast<size_t>(width) * sizeof(float));
-    }
-  });
+  store_key_gradients(a, chunk, b, h, packed.keys, packed.key_sums, packed.value_sums, padded_width);
 }
 
 void reduce(const AttentionArgs& a, int64_t head) {

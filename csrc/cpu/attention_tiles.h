@@ -97,6 +97,28 @@ inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64
   }
 }
 
+// Backward: a chunk's sums [key][padded width] for the keys of `keys` become the gradients of a head's keys and values, or its part of
+// them; keys that took no part get zeros.
+inline void store_key_gradients(const AttentionArgs& a, int64_t chunk, int64_t b, int64_t h, const KeyRange& keys, const float* key_sums,
+                                const float* value_sums, int64_t padded_width) {
+  alignas(64) const float zeros[kAttentionMaxWidth] = {};
+  const size_t bytes = static_cast<size_t>(a.width) * sizeof(float);
+  float* partial = attention_chunks(a) == 1 ? nullptr : a.partial + ((chunk * a.batch + b) * a.heads + h) * 2 * a.keys * a.width;
+  int64_t i = 0;
+  for (int64_t s = 0; s < a.keys; ++s) {
+    const bool seen = i < keys.count && keys.index[i] == s;
+    const float *key = seen ? key_sums + i * padded_width : zeros, *value = seen ? value_sums + i * padded_width : zeros;
+    i += seen;
+    if (partial == nullptr) {
+      store_row(a, a.grad_key, offset_of(a.grad_key, b, s, h), key);
+      store_row(a, a.grad_value, offset_of(a.grad_value, b, s, h), value);
+    } else {
+      std::memcpy(partial + s * a.width, key, bytes);
+      std::memcpy(partial + (a.keys + s) * a.width, value, bytes);
+    }
+  }
+}
+
 // --- queries t0 .. t0 + valid in the lanes of V vectors: what each may see, and its dropout ---
 template <int V>
 struct Lanes {

@@ -44,9 +44,14 @@ EMC_INLINE F exp(F x) {
 
 // e^x for x <= 0, where softmax lives: exactly 0 below about -87.7 (no subnormals), NaN stays. Cheaper than exp, as accurate.
 EMC_INLINE F exp_nonpositive(F x) {
+#if defined(__AVX512F__)
+  x = (F)_mm512_max_ps(_mm512_set1_ps(-88.f), (__m512)x);  // the second where one is NaN
+#else
   x = x < -88.f ? splat(-88.f) : x;
-  const F shifted = x * 1.44269504088896341f + 0x1.8p23f;  // the low bits hold the nearest integer
-  const F n = shifted - 0x1.8p23f;
+#endif
+  constexpr float kMagic = 0x1.8p23f + 127.f;  // the low bits hold the nearest integer and the bias of an exponent
+  const F shifted = x * 1.44269504088896341f + kMagic;
+  const F n = shifted - kMagic;
   F r = x - n * 0.693359375f;  // as in exp
   r = r - n * -2.12194440e-4f;
   F p = splat(1.9875691500e-4f);
@@ -57,7 +62,7 @@ EMC_INLINE F exp_nonpositive(F x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r + 1.f;
   p = p * r + 1.f;
-  return p * (F)(((U)shifted << 23) + 0x3f800000u);  // n = -127 makes the factor 0
+  return p * (F)((U)shifted << 23);  // n = -127 makes the factor 0
 }
 
 // ln x: -inf for 0, NaN below it, inf and NaN stay; subnormals are right.

@@ -94,7 +94,7 @@ void attention(StableIValue* stack, uint64_t, uint64_t) {
     const KeyLists lists(key_mask, query.size(0), key.size(1));
     AttentionArgs a = arguments(query, key, value, key_mask, lists, causal, window, scale, dropout_p, seed, stream);
     a.out = operand(out), a.statistics = statistics.data_as<float>();
-    run_tasks(EMC_KERNELS(attention_forward_kernels), a);
+    run_tasks(EMC_KERNELS_AMX(attention_forward_kernels), a);
   }
   stack[0] = give(std::move(out));
   stack[1] = give(std::move(statistics));
@@ -118,7 +118,7 @@ void attention_backward(StableIValue* stack, uint64_t, uint64_t) {
     if (dtype_of(grad_out, "grad_out") != a.dtype) throw std::runtime_error("emc_fast: grad_out must have the dtype of query");
     a.grad_out = operand(grad_out), a.statistics = statistics.data_as<float>();
     a.grad_query = operand(grad_query), a.grad_key = operand(grad_key), a.grad_value = operand(grad_value);
-    const auto& kernels = EMC_KERNELS(attention_backward_kernels);
+    const auto& kernels = EMC_KERNELS_AMX(attention_backward_kernels);
     const int64_t chunks = attention_chunks(a), heads = a.batch * a.heads;
     Tensor partial;
     if (chunks != 1) {  // several, or no queries at all: the sum of nothing is zero

@@ -3,6 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "boxed.h"
 #include "build_config.h"
 #ifdef EMC_HAVE_CUDA
@@ -12,12 +18,28 @@
 namespace emc {
 namespace {
 
+// Matrix tiles have a state of 8 KiB, which Linux gives to a process that asks; the question is asked once.
+bool has_tiles() {
+#if defined(EMC_HAVE_AMX) && defined(__x86_64__)
+  static const bool granted = [] {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bit_AMX_TILE) == 0 || (d & bit_AMX_BF16) == 0) return false;
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
+
 bool supported(Isa level) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (level == Isa::kAmx) return v4 && has_tiles();
 #ifdef EMC_HAVE_V4
   if (level == Isa::kV4) return v4;
 #endif
@@ -28,17 +50,17 @@ bool supported(Isa level) {
   return level == Isa::kBase;
 }
 
-const char* const kNames[] = {"base", "v3", "v4"};
+const char* const kNames[] = {"base", "v3", "v4", "amx"};
 
 Isa best() {
-  for (Isa level : {Isa::kV4, Isa::kV3})
+  for (Isa level : {Isa::kAmx, Isa::kV4, Isa::kV3})
     if (supported(level)) return level;
   return Isa::kBase;
 }
 
 // Name of a level that this machine can run, else nothing.
 std::optional<Isa> parse(const char* name) {
-  for (Isa level : {Isa::kBase, Isa::kV3, Isa::kV4})
+  for (Isa level : {Isa::kBase, Isa::kV3, Isa::kV4, Isa::kAmx})
     if (name != nullptr && std::strcmp(name, kNames[static_cast<int>(level)]) == 0 && supported(level)) return level;
   return std::nullopt;
 }

@@ -37,7 +37,7 @@ def needs_for_isa(isa: str) -> str:
     try:
         library.set_isa(isa)
     except BackendError:
-        return f"needs a processor with {'AVX-512' if isa == 'v4' else 'AVX2'}"
+        return f"needs a processor with {({'v3': 'AVX2', 'v4': 'AVX-512', 'amx': 'matrix tiles (AMX) for bfloat16'})[isa]}"
     library.set_isa(before)
     return ""
 
@@ -75,6 +75,8 @@ def targets(operator: str, *, every_order: bool) -> list[Any]:
     Emulated threads run in an order that is drawn anew all the time, or in each of the three orders where `every_order` is set.
     """
     isas = native().stamp.get("isas", "base").split(",")
+    if not any((ROOT / "csrc" / "cpu" / "amx").glob(f"{operator.removesuffix('_block')}_*.cpp")):
+        isas = [isa for isa in isas if isa != "amx"]  # it runs the kernels of v4
     found: list[Any] = [Target("cpu", "cpu", isa) for isa in isas]
     if (ROOT / "csrc" / "cuda" / f"{operator}.cu").exists():
         found += [Target("cpu", "cpu", emulated=order) for order in (("forward", "reverse", "shuffled") if every_order else ("shuffled",))]

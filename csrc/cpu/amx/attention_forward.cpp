@@ -1,0 +1,235 @@
+// Forward pass of fused attention on matrix tiles; see ../attention_forward.cpp, whose scheme this is: scores transposed, queries in the
+// lanes, an online softmax by blocks of keys. Both products run on tiles at float32 accuracy (tiles.h); what is left for the vectors is the
+// exponential and the packing of the probabilities.
+#include "attention_pack.h"
+
+namespace emc {
+namespace v4 {
+extern const AttentionForwardKernels attention_forward_kernels;
+}
+namespace EMC_ISA {
+namespace {
+
+struct Packed {
+  KeyRange keys;
+  HeadTiles tiles;
+  int64_t padded_width;
+  uint32_t* key_sets;    // [step][half][chunk]
+  uint32_t* value_sets;  // [step][row tile]
+  int32_t* positions;
+};
+
+int64_t workspace_floats(const AttentionArgs& a) {
+  const HeadTiles tiles(a.width);
+  const int64_t steps = divide_up(a.keys, kInner);
+  return greatest(v4::attention_forward_kernels.workspace(a), steps * ((2 * tiles.inner + tiles.rows) * kTileSet + kInner));
+}
+
+Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, float* workspace) {
+  const HeadTiles tiles(a.width);
+  const int64_t steps = divide_up(keys.count, kInner), padded_width = tiles.inner * kInner;
+  uint32_t* key_sets = reinterpret_cast<uint32_t*>(workspace);
+  uint32_t* value_sets = key_sets + steps * 2 * tiles.inner * kTileSet;
+  const Packed packed{keys,     tiles,      padded_width,
+                      key_sets, value_sets, reinterpret_cast<int32_t*>(value_sets + steps * tiles.rows * kTileSet)};
+  alignas(64) float rows[kLanes * kAttentionMaxWidth];
+  for (int64_t step = 0; step < steps; ++step) {
+    load_step(a, a.key, b, h, keys, step, padded_width, rows);
+    pack_step(rows, padded_width, tiles, key_sets + step * 2 * tiles.inner * kTileSet);
+    load_step(a, a.value, b, h, keys, step, padded_width, rows);
+    pack_outer_transposed(rows, padded_width, tiles.rows, value_sets + step * tiles.rows * kTileSet);
+  }
+  pack_step_positions(keys, packed.positions);
+  return packed;
+}
+
+// sums[d][lane] = sums * decay + values (one set per row tile) times probabilities (one set per 16 lanes) of one step: six calls of
+// part<N>, `store`, and some hundred instructions later, when what tiles have stored can be read without waiting, `add`. A head of more
+// than 32 is done two row tiles a call.
+struct ValueProduct {
+  const uint32_t *values, *probabilities;
+  int64_t row_tiles;
+  const F (&decay)[2];
+  float *sums, *product;
+
+  template <int N>
+  EMC_INLINE void part() const {
+    if (row_tiles <= 2) {
+      if (N == 0) zero_tiles();
+      multiply<N>(values);
+    } else if constexpr (2 * N * kTile < kAttentionMaxWidth) {
+      if (2 * N >= row_tiles) return;
+      zero_tiles();
+      const uint32_t* v = values + 2 * N * kTileSet;
+      multiply<0>(v), multiply<1>(v), multiply<2>(v), multiply<3>(v), multiply<4>(v), multiply<5>(v);
+      store_tiles(product, kLanes);
+      accumulate(sums + 2 * N * kTile * kLanes, kLanes);
+    }
+  }
+  EMC_INLINE void store() const {
+    if (row_tiles <= 2) store_tiles(product, kLanes);
+  }
+  EMC_INLINE void add() const {
+    if (row_tiles <= 2) accumulate(sums, row_tiles * kTile);
+  }
+  EMC_INLINE void run() const { part<0>(), part<1>(), part<2>(), part<3>(), part<4>(), part<5>(), store(), add(); }
+
+ private:
+  template <int N>
+  EMC_INLINE void multiply(const uint32_t* v) const {  // of a head of one tile, the second block of rows is not used
+    multiply_tiles<N>(v, row_tiles == 1 ? v : v + kTileSet, probabilities, probabilities + kTileSet);
+  }
+  EMC_INLINE void accumulate(float* to, int64_t rows) const {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < rows * kLanes; i += W) emc::EMC_ISA::store(to + i, load(to + i) * decay[i / W % 2] + load(product + i));
+  }
+};
+
+// Largest score of each lane in a step.
+EMC_INLINE void follow_largest(const float* scores, F (&largest)[2]) {
+  F second[2] = {largest[0], largest[1]};
+#pragma GCC unroll 4
+  for (int r = 0; r < kInner; r += 2)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      largest[v] = max(load(scores + r * kLanes + v * W), largest[v]);  // a NaN score compares false here and shows in the sum
+      second[v] = max(load(scores + (r + 1) * kLanes + v * W), second[v]);
+    }
+  for (int v = 0; v < 2; ++v) largest[v] = max(largest[v], second[v]);
+}
+
+// Row r of the exponentials of a step and the one 16 further on, packed; `sum` follows.
+EMC_INLINE void exponentiate(const float* scores, int r, const F (&largest)[2], const float* factors, uint32_t* probabilities,
+                             F (&sum)[2][2]) {
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const int64_t i = r * kLanes + v * W, k = i + kTile * kLanes;
+    F first = exp_nonpositive(load(scores + i) - largest[v]), second = exp_nonpositive(load(scores + k) - largest[v]);
+    sum[0][v] += first, sum[1][v] += second;
+    if (factors != nullptr) first *= load(factors + i), second *= load(factors + k);  // after the sum: the softmax is that of all keys
+    store_pieces(probabilities + v * kTileSet, r, first, second);
+  }
+}
+
+// Queries t0 .. t0 + valid of one head. The tile unit and the vector units work side by side: among the exponentials of one step stand the
+// products of the step after it with the queries, and of the step before it with the values.
+void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+  alignas(64) float rows[kLanes * kAttentionMaxWidth];
+  alignas(64) uint32_t queries[2 * kAttentionMaxWidth / kInner * kTileSet];  // [half][chunk]
+  alignas(64) float sums[kAttentionMaxWidth * kLanes];                       // [d][lane]
+  alignas(64) float scores[2][kInner * kLanes];                              // [key][lane] of two steps
+  alignas(64) uint32_t probabilities[2][2 * kTileSet];                       // [half] of two steps
+  alignas(64) float factors[kInner * kLanes];                                // [key][lane], dropout
+  alignas(64) float product[kLanes * kLanes];                                // of a step's probabilities and values
+  const int64_t width = a.width, padded_width = packed.padded_width, chunks = packed.tiles.inner, row_tiles = packed.tiles.rows;
+
+  load_queries(a, a.query, b, h, t0, valid, a.scale, padded_width, rows);
+  for (int64_t half = 0; half < 2; ++half)
+    pack_inner_transposed(rows + half * kTile * padded_width, padded_width, queries + half * chunks * kTileSet);
+  for (int64_t i = 0; i < row_tiles * kTile * kLanes; i += W) store(sums + i, F{});
+
+  const Lanes<2> lanes(a, t0, valid);
+  const PairDropout<2> dropout(a, b, h, t0);
+  const int64_t begin = lower_bound(packed.keys, lanes.first_min) / kInner;
+  const int64_t end = divide_up(lower_bound(packed.keys, int64_t{lanes.last_max} + 1), kInner);
+  F largest[2] = {splat(kLowest), splat(kLowest)}, total[2] = {};  // of the steps up to the one at hand: scores, sum of exponentials
+  F decay[3][2] = {};  // what the largest of this step, of the one before and of the one before that made of the sums
+  F next_largest[2] = {largest[0], largest[1]}, next_decay[2] = {};
+  const auto scores_of = [&](int64_t step) __attribute__((always_inline)) {
+    return WidthProduct{packed.key_sets + step * 2 * chunks * kTileSet, queries, chunks};
+  };
+  const auto values_of = [&](int64_t step, const F(&factor)[2]) __attribute__((always_inline)) {
+    return ValueProduct{packed.value_sets + step * row_tiles * kTileSet, probabilities[step % 2], row_tiles, factor, sums, product};
+  };
+  const auto follow = [&](int64_t step) __attribute__((always_inline)) {  // the scores of `step` are there
+    hide_step(lanes, packed.positions + step * kInner, scores[step % 2]);
+    follow_largest(scores[step % 2], next_largest);
+    for (int v = 0; v < 2; ++v) next_decay[v] = exp_nonpositive(largest[v] - next_largest[v]);
+  };
+
+  if (begin < end) {
+    scores_of(begin).run(scores[begin % 2]);
+    follow(begin);
+  }
+  for (int64_t step = begin; step < end; ++step) {
+    const bool after = step + 1 < end, before = step > begin, twice = step > begin + 1;
+    for (int v = 0; v < 2; ++v)
+      largest[v] = next_largest[v], decay[2][v] = decay[1][v], decay[1][v] = decay[0][v], decay[0][v] = next_decay[v];
+    if (dropout.active()) dropout.fill(packed.positions + step * kInner, kInner, factors);
+    F sum[2][2] = {};
+    const auto row = [&](int r) __attribute__((always_inline)) {
+      exponentiate(scores[step % 2], r, largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
+    };
+    const auto values = values_of(step - 1, decay[1]);
+    const auto next = scores_of(step + 1);
+#define EMC_VALUES(n) \
+  if (before) values.part<n>()
+#define EMC_NEXT(n) \
+  if (after) next.part<n>()
+    EMC_NEXT(0);
+    row(0);
+    EMC_NEXT(1);
+    row(1);
+    EMC_NEXT(2);
+    row(2);
+    EMC_NEXT(3);
+    row(3);
+    EMC_NEXT(4);
+    row(4);
+    EMC_NEXT(5);
+    row(5);
+    if (twice) values_of(step - 2, decay[2]).add();
+    if (after) next.store(scores[(step + 1) % 2]);
+    EMC_VALUES(0);
+    row(6), row(7);
+    EMC_VALUES(1);
+    row(8);
+    EMC_VALUES(2);
+    row(9);
+    EMC_VALUES(3);
+    row(10);
+    EMC_VALUES(4);
+    row(11), row(12);
+    EMC_VALUES(5);
+    row(13);
+    if (after) follow(step + 1);
+    row(14), row(15);
+    if (before) values.store();
+#undef EMC_VALUES
+#undef EMC_NEXT
+    for (int v = 0; v < 2; ++v) total[v] = total[v] * decay[0][v] + (sum[0][v] + sum[1][v]);
+  }
+  if (begin + 1 < end) values_of(end - 2, decay[1]).add();
+  if (begin < end) values_of(end - 1, decay[0]).run();
+
+  alignas(64) float top[kLanes], sum[kLanes];
+  for (int v = 0; v < 2; ++v) store(top + v * W, largest[v]), store(sum + v * W, total[v]);
+  transpose_lanes(sums, row_tiles, padded_width, rows);
+  for (int lane = 0; lane < valid; ++lane) {
+    const bool empty = sum[lane] == 0.f;  // saw nothing; a NaN is not 0 and goes through to the result
+    const float inverse = empty ? 0.f : 1.f / sum[lane];
+    float* row = rows + lane * padded_width;
+    for (int64_t d = 0; d < width; d += W) store(row + d, load(row + d) * inverse);
+    store_row(a, a.out, offset_of(a.out, b, t0 + lane, h), row);
+    float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0 + lane;
+    statistics[0] = top[lane];
+    statistics[a.batch * a.heads * a.queries] = sum[lane];
+  }
+}
+
+void run(const AttentionArgs& a, int64_t task, float* workspace) {
+  const int64_t chunks = attention_chunks(a), b = task / chunks / a.heads, h = task / chunks % a.heads;
+  const int64_t begin = task % chunks * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
+  const KeyRange keys = keys_of(a, b, begin, end);
+  if (keys.count < kFewKeys) return v4::attention_forward_kernels.run(a, task, workspace);
+  const TileRegisters registers;
+  const Packed packed = pack(a, b, h, keys, workspace);
+  for (int64_t t = begin; t < end; t += kLanes) attend(a, b, h, t, least(kLanes, end - t), packed);
+}
+
+}  // namespace
+
+const AttentionForwardKernels attention_forward_kernels = {workspace_floats, run};
+
+}  // namespace EMC_ISA
+}  // namespace emc

@@ -1,0 +1,162 @@
+// Packing of attention's operands into tiles, for both directions.
+//
+// Keys and values are cut into steps of kInner keys that the mask leaves. "Rows" are tiles whose rows are keys and whose inner dimension is
+// the width (the product with queries); "columns" are tiles whose rows are elements of the width and whose inner dimension is the keys.
+#pragma once
+
+#include "../attention_dropout.h"
+#include "tiles.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+constexpr int kLanes = 2 * kTile;  // queries that are worked on together
+constexpr int64_t kFewKeys = 24;   // fewer keys than this are not worth packing: the vector kernels take them
+
+// Numbers of tiles of a head: over the width as the inner dimension, and over the width as rows, two at a time.
+struct HeadTiles {
+  int64_t inner, rows;
+  explicit HeadTiles(int64_t width) : inner(divide_up(width, kInner)), rows(width <= kTile ? 1 : 2 * divide_up(width, kInner)) {}
+};
+
+// Sixteen rows of any strides as float32 times `factor`, [row][padded width]; rows from `valid` on are zero, and so is what pads the width.
+template <class T>
+inline void load_rows_of(const AttentionOperand& x, const int64_t (&offset)[kTile], int64_t valid, int64_t width, float factor,
+                         int64_t padded_width, float* rows) {
+  const int64_t stride = x.stride[3];
+  for (int64_t i = 0; i < kTile; ++i, rows += padded_width) {
+    const T* p = static_cast<const T*>(x.data) + offset[i];
+    for (int64_t d = 0; d < padded_width; d += W)
+      store(rows + d, i < valid && d < width ? load_some(p + d * stride, stride, width - d) * factor : F{});
+  }
+}
+inline void load_rows(const AttentionArgs& a, const AttentionOperand& x, const int64_t (&offset)[kTile], int64_t valid, float factor,
+                      int64_t padded_width, float* rows) {
+  EMC_FOR_DTYPE(a.dtype, load_rows_of, x, offset, valid, a.width, factor, padded_width, rows);
+}
+
+// [row][padded width] to the tile sets of 16 rows, the width inside: one set per kInner elements of it.
+inline void pack_inner(const float* rows, int64_t padded_width, uint32_t* sets) {
+  for (int64_t d = 0; d < padded_width; d += kInner, sets += kTileSet)
+    for (int64_t i = 0; i < kTile; ++i) {
+      const float* row = rows + i * padded_width + d;
+      store_pieces(sets, i, load(row), load(row + kTile));
+    }
+}
+
+EMC_INLINE void load_square(const float* rows, int64_t padded_width, F (&square)[kTile]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) square[i] = load(rows + i * padded_width);
+}
+
+// 16 rows, transposed, to tile sets whose pairs run over the width, (d, d + 16), and whose columns are the rows: the other operand of
+// pack_inner's.
+inline void pack_inner_transposed(const float* rows, int64_t padded_width, uint32_t* sets) {
+  for (int64_t d = 0; d < padded_width; d += kInner, sets += kTileSet) {
+    F first[kTile], second[kTile];
+    load_square(rows + d, padded_width, first), load_square(rows + d + kTile, padded_width, second);
+    transpose(first), transpose(second);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+  }
+}
+
+// 32 rows to tile sets whose rows are elements of the width and whose inner dimension runs over the 32: one set per 16 elements.
+inline void pack_outer_transposed(const float* rows, int64_t padded_width, int64_t sets_count, uint32_t* sets) {
+  for (int64_t n = 0; n < sets_count; ++n, sets += kTileSet) {
+    F first[kTile], second[kTile];
+    load_square(rows + n * kTile, padded_width, first), load_square(rows + kTile * padded_width + n * kTile, padded_width, second);
+    transpose(first), transpose(second);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+  }
+}
+
+// 32 rows to tile sets whose pairs run over the rows, (i, i + 16), and whose columns are elements of the width: one set per 16 of them.
+inline void pack_outer(const float* rows, int64_t padded_width, int64_t sets_count, uint32_t* sets) {
+  for (int64_t n = 0; n < sets_count; ++n, sets += kTileSet)
+    for (int64_t i = 0; i < kTile; ++i) {
+      const float* row = rows + i * padded_width + n * kTile;
+      store_pieces(sets, i, load(row), load(row + kTile * padded_width));
+    }
+}
+
+// [d][lane] of `row_tiles` tiles of the width to [lane][padded width].
+inline void transpose_lanes(const float* sums, int64_t row_tiles, int64_t padded_width, float* rows) {
+  for (int64_t d = 0; d < row_tiles * kTile && d < padded_width; d += kTile)
+    for (int v = 0; v < 2; ++v) {
+      F square[kTile];
+      load_square(sums + d * kLanes + v * W, kLanes, square);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) store(rows + (v * kTile + i) * padded_width + d, square[i]);
+    }
+}
+
+// The keys' rows of one step, [32][padded width]; zero beyond the last key.
+inline void load_step(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, int64_t step,
+                      int64_t padded_width, float* rows) {
+  for (int64_t half = 0; half < 2; ++half) {
+    const int64_t from = step * kInner + half * kTile;
+    int64_t offset[kTile] = {};
+    const int64_t valid = least(greatest(keys.count - from, 0), kTile);
+    for (int64_t i = 0; i < valid; ++i) offset[i] = offset_of(x, b, keys.index[from + i], h);
+    load_rows(a, x, offset, valid, 1.f, padded_width, rows + half * kTile * padded_width);
+  }
+}
+
+// The rows of one step to tile sets [half][chunk], the width inside.
+inline void pack_step(const float* rows, int64_t padded_width, const HeadTiles& tiles, uint32_t* sets) {
+  for (int64_t half = 0; half < 2; ++half)
+    pack_inner(rows + half * kTile * padded_width, padded_width, sets + half * tiles.inner * kTileSet);
+}
+
+inline void pack_step_positions(const KeyRange& keys, int32_t* position) {
+  for (int64_t i = 0; i < round_up(keys.count, kInner); ++i) position[i] = i < keys.count ? keys.index[i] : kNowhere;
+}
+
+// Queries t0 .. t0 + valid times `factor`, [32][padded width]; zero beyond the last.
+inline void load_queries(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, int64_t t0, int64_t valid, float factor,
+                         int64_t padded_width, float* rows) {
+  for (int64_t half = 0; half < 2; ++half) {
+    int64_t offset[kTile] = {};
+    const int64_t count = least(greatest(valid - half * kTile, 0), kTile);
+    for (int64_t i = 0; i < count; ++i) offset[i] = offset_of(x, b, t0 + half * kTile + i, h);
+    load_rows(a, x, offset, count, factor, padded_width, rows + half * kTile * padded_width);
+  }
+}
+
+// [32 rows][32 lanes] of one step = operand with rows (one set per 16 rows and chunk of the width) times queries (one per 16 lanes and
+// chunk): six calls of part<N>, to stand among other work, and `store`. Sets are [half][chunk].
+struct WidthProduct {
+  const uint32_t *rows, *lanes;
+  int64_t chunks;
+
+  template <int N>
+  EMC_INLINE void part() const {
+    const int64_t half = chunks * kTileSet;
+    if (N == 0) zero_tiles();
+    if (chunks == 1) {
+      multiply_tiles<N>(rows, rows + half, lanes, lanes + half);
+    } else {
+      for (int64_t c = 0; c < half; c += kTileSet) multiply_tiles<N, true>(rows + c, rows + half + c, lanes + c, lanes + half + c);
+    }
+  }
+  EMC_INLINE void store(float* out) const { store_tiles(out, kLanes); }
+  EMC_INLINE void run(float* out) const { part<0>(), part<1>(), part<2>(), part<3>(), part<4>(), part<5>(), store(out); }
+};
+
+// -inf for the pairs of a step that are not seen.
+EMC_INLINE void hide_step(const Lanes<2>& lanes, const int32_t* position, float* scores) {
+  for (int64_t i = 0; i < kInner; i += kRows) {
+    if (lanes.see_all(position + i)) continue;
+    for (int64_t r = i; r < i + kRows; ++r)
+      for (int v = 0; v < 2; ++v) {
+        float* place = scores + r * kLanes + v * W;
+        store(place, select(lanes.sees(v, position[r]), load(place), splat(-kInfinity)));
+      }
+  }
+}
+
+}  // namespace
+}  // namespace emc::EMC_ISA

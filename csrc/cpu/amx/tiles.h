@@ -1,0 +1,135 @@
+// Matrix tiles (AMX) for float32 operands at float32 accuracy.
+//
+// The tile unit multiplies bfloat16 and adds in float32: sixteen times the products a cycle of the vector units. A float32 is the sum of
+// three bfloat16, x = h + m + l, exactly (8 + 8 + 8 bits; each rounded to nearest, so that what is left has either sign). Of the nine
+// products of two such sums the six largest, hh, hm, mh, mm, hl, lh, leave an error of 2^-26 of a product, below float32's own rounding.
+// They are added smallest first: what the tile adds is rounded at the size that the sum has by then.
+//
+// An operand of a product is stored as tiles of 1 KiB, ready to be loaded, three pieces of 16 rows and 32 elements of the inner dimension.
+// The unit takes the inner dimension in pairs; ours are (j, j + 16), which makes packing a shift and a blend of two vectors, and is free to
+// choose, since a sum does not care which of its terms stand together.
+#pragma once
+
+#include "../simd.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+static_assert(W == 16, "tiles are packed by AVX-512");
+
+constexpr int kTile = 16;            // rows, and columns of float32
+constexpr int kInner = 32;           // inner dimension of a tile
+constexpr int kPieces = 3;           // h, m, l
+constexpr int64_t kTileWords = 256;  // 32-bit words of a tile: 1 KiB
+constexpr int64_t kTileSet = kPieces * kTileWords;
+
+// The tile registers of this thread: all of them 16 rows of 64 bytes. Released at the end: other users set up their own, and a released
+// state is cheap to switch away from.
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  ~TileRegisters() { _tile_release(); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+};
+
+// Pairs of bfloat16 in the words of a vector, from the upper halves of two vectors.
+EMC_INLINE U upper_halves(U first, U second) { return (U)_mm512_mask_mov_epi16((__m512i)(first >> 16), 0xaaaaaaaau, (__m512i)second); }
+// The pieces of a vector, each in the upper half of its word; what stands below is not looked at.
+struct Pieces {
+  U h, m, l;
+};
+EMC_INLINE Pieces split(F x) {
+  const U h = (U)x + 0x8000u;  // to nearest; a NaN may become a number here, and stays one in what is left
+  x -= (F)(h & 0xffff0000u);
+  const U m = (U)x + 0x8000u;
+  x -= (F)(m & 0xffff0000u);  // fits a piece
+  return {h, m, (U)x};
+}
+// Row `row` of a set of tiles, of elements j (first) and j + 16 (second) of the inner dimension.
+EMC_INLINE void store_pieces(uint32_t* set, int64_t row, const Pieces& first, const Pieces& second) {
+  uint32_t* place = set + row * kTile;
+  const U h = upper_halves(first.h, second.h), m = upper_halves(first.m, second.m), l = upper_halves(first.l, second.l);
+  std::memcpy(place, &h, sizeof h);
+  std::memcpy(place + kTileWords, &m, sizeof m);
+  std::memcpy(place + 2 * kTileWords, &l, sizeof l);
+}
+EMC_INLINE void store_pieces(uint32_t* set, int64_t row, F first, F second) { store_pieces(set, row, split(first), split(second)); }
+
+// Sixteen rows of sixteen, transposed in place.
+EMC_INLINE void transpose(F (&x)[16]) {
+  F y[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = (F)_mm512_unpacklo_ps((__m512)x[i], (__m512)x[i + 1]);
+    y[i + 1] = (F)_mm512_unpackhi_ps((__m512)x[i], (__m512)x[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      x[i + 2 * k] = (F)_mm512_unpacklo_pd((__m512d)y[i + k], (__m512d)y[i + k + 2]);
+      x[i + 2 * k + 1] = (F)_mm512_unpackhi_pd((__m512d)y[i + k], (__m512d)y[i + k + 2]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 8)
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      y[i + k] = (F)_mm512_shuffle_f32x4((__m512)x[i + k], (__m512)x[i + k + 4], 0x88);
+      y[i + k + 4] = (F)_mm512_shuffle_f32x4((__m512)x[i + k], (__m512)x[i + k + 4], 0xdd);
+    }
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    x[k] = (F)_mm512_shuffle_f32x4((__m512)y[k], (__m512)y[k + 8], 0x88);
+    x[k + 8] = (F)_mm512_shuffle_f32x4((__m512)y[k], (__m512)y[k + 8], 0xdd);
+  }
+}
+
+// The compiler's own intrinsics do not say that a tile load reads memory, and packed operands then look like dead stores.
+template <int N>
+EMC_INLINE void load_tile(const uint32_t* p) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(N) : "memory");
+}
+template <int N>
+EMC_INLINE void store_tile(float* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride * 4), "i"(N) : "memory");
+}
+
+// Tile registers 0..3 += piece of a * piece of b, for two row blocks of a and two column blocks of b; registers 4..7 hold the operands,
+// which are loaded here where the product before did not leave them there. Product N of the six, smallest first: lh, mh, mm, hm, hl, hh.
+// `a0` .. `b1` point to sets. The tile unit takes 64 cycles for one call; other work that stands between two calls is done meanwhile, if it
+// is short enough for the processor to look past it (about a hundred vector instructions).
+constexpr int kProducts = 6;
+template <int N, bool Fresh = N == 0>
+EMC_INLINE void multiply_tiles(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1) {
+  constexpr int64_t a_pieces[kProducts] = {2, 1, 1, 0, 0, 0}, b_pieces[kProducts] = {0, 0, 1, 1, 2, 0};
+  constexpr int64_t piece_a = a_pieces[N] * kTileWords, piece_b = b_pieces[N] * kTileWords;
+  if constexpr (Fresh || a_pieces[N] != a_pieces[N > 0 ? N - 1 : 0]) load_tile<4>(a0 + piece_a), load_tile<5>(a1 + piece_a);
+  if constexpr (Fresh || b_pieces[N] != b_pieces[N > 0 ? N - 1 : 0]) load_tile<6>(b0 + piece_b), load_tile<7>(b1 + piece_b);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+EMC_INLINE void zero_tiles() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+// Rows of 16 of the 2 x 2 blocks, `stride` floats apart: block (i, k) at out + i * 16 * stride + k * 16.
+EMC_INLINE void store_tiles(float* out, int64_t stride) {
+  store_tile<0>(out, stride), store_tile<1>(out + kTile, stride);
+  store_tile<2>(out + kTile * stride, stride), store_tile<3>(out + kTile * stride + kTile, stride);
+}
+
+}  // namespace
+}  // namespace emc::EMC_ISA
