@@ -69,23 +69,6 @@ int64_t workspace_bytes(const DtwProblem& p) {
   return 64 + (rows + panel) * width * static_cast<int64_t>(sizeof(F)) + (panel + rows + 1) * static_cast<int64_t>(sizeof(Cost));
 }
 
-// W vectors, one for each lane, become W vectors, one for each element.
-EMC_INLINE void transpose(F* v) {
-  for (int half = 1; half < W; half *= 2) {
-    U low, high;
-    for (int i = 0; i < W; ++i) {
-      low[i] = static_cast<uint32_t>((i & half) != 0 ? i - half + W : i);
-      high[i] = static_cast<uint32_t>((i & half) != 0 ? i + W : i + half);
-    }
-    for (int i = 0; i < W; ++i) {
-      if ((i & half) != 0) continue;
-      const F a = v[i], b = v[i + half];
-      v[i] = shuffle(a, b, low);
-      v[i + half] = shuffle(a, b, high);
-    }
-  }
-}
-
 // One frame of W sequences, and its squared norm behind the channels. Null for a lane whose sequence has no such frame: zeros.
 template <bool kNorm>
 EMC_INLINE void pack(const float* const* from, int64_t stride, int64_t channels, F* to) {

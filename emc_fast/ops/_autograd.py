@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._library import libraries, register_autograd, remember
 from ._library import raw as raw_of
@@ -66,6 +67,17 @@ def _caller(name: str, backend: str, setup: Callable[..., None], backward: Calla
             return raw(*args)
 
     return call
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether a call on ``tensors`` is nothing but its result: eager, without a gradient, a transform or autocast to mind."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_any_autocast_enabled():
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.is_grad_enabled():
+        return not any(x is not None and x.requires_grad for x in tensors)
+    return True
 
 
 def wants_graph() -> bool:

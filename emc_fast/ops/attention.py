@@ -40,10 +40,13 @@ def _fake_backward(grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, key_mask, *ctx.options, seed, ctx.stream = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, key_mask, seed, output[1])
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 10
     query, key, value, key_mask, seed, statistics = ctx.saved_tensors
     causal, window, scale, dropout_p = ctx.options
     if _autograd.wants_graph():
@@ -58,7 +61,7 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | No
 
 _library.register_fake("attention", _fake)
 _library.register_fake("attention_backward", _fake_backward)
-_library.register_autograd("attention", _backward, setup_context=_setup_context)
+_attention = _autograd.differentiable("attention", setup=_setup_context, backward=_backward)
 
 
 def check_span(causal: object, window: object) -> None:
@@ -170,5 +173,5 @@ def attention(
     if backend == "reference":
         options: dict[str, Any] = {"causal": causal, "window": window, "scale": scale, "dropout_p": dropout_p, "stream": stream}
         return _definition(query, key, value, key_mask=key_mask, seed=noise, **options)
-    operator = _library.raw(backend).attention
-    return operator(query, key, value, key_mask, causal, window or 0, scale, float(dropout_p), noise, stream)[0]
+    out: Tensor = _attention(backend, query, key, value, key_mask, causal, window or 0, scale, float(dropout_p), noise, stream)[0]
+    return out

@@ -1,11 +1,12 @@
 """One attention block, LayerNorm(x + Dropout(W_o Attn(W_q x, W_k m, W_v m) + b_o)), as one operator and one node of autograd.
 
-On the CPU it is put together here: the projections are torch's matrix products, attention is the fused kernel, and dropout, residual and
-LayerNorm are one more kernel, each with its backward.
+In float32 on the CPU all of it is one native call. Elsewhere it is put together here: the projections are torch's matrix products,
+attention is the fused kernel, and dropout, residual and LayerNorm are one more kernel, each with its backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,13 @@ _library.define(
     f"attention_block_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
     f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADS)})"
 )
+# The whole block in float32 on the CPU: forward and backward with the same arguments, and forward without what backward reads.
+_library.define(f"attention_block_fused(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
+_library.define(
+    f"attention_block_fused_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
+    f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADS)})"
+)
+_library.define(f"attention_block_inference(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> Tensor out")
 _library.define(
     "attention_block_epilogue(Tensor x, Tensor update, Tensor weight, Tensor? bias, float eps, float dropout_p, Tensor? seed, int stream)"
     " -> (Tensor out, Tensor mean, Tensor inverse_deviation)"
@@ -95,6 +103,32 @@ def _backward_of(backend: str, grad_out: Tensor, *rest: Any) -> tuple[Tensor, ..
     return *results, grad_ln_weight, _absent(grad_ln_weight) if w.ln_bias is None else grad_ln_bias
 
 
+def _forward_cpu(x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if not _is_fused(x, memory, rest[0]):
+        return _forward("cpu", x, memory, *rest)
+    fused: tuple[Tensor, ...] = torch.ops.emc_fast.attention_block_fused(x.contiguous(), memory.contiguous(), *_dense_weights(rest))
+    return fused
+
+
+def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    saved, (x, memory), weights = rest[:8], rest[8:10], rest[10:]
+    if not _is_fused(x, memory, weights[0]):
+        return _backward_of("cpu", grad_out, *rest)
+    rows = grad_out.contiguous(), *saved, x.contiguous(), memory.contiguous()
+    grads = torch.ops.emc_fast.attention_block_fused_backward(*rows, *_dense_weights(weights))
+    return tuple(_absent(g) if p is None else g for g, p in zip(grads, (x, memory, *weights[:10]), strict=True))
+
+
+def _is_fused(x: Tensor, memory: Tensor, weight: Tensor) -> bool:
+    """Whether the native call takes it: all in float32 (the caller has seen to one dtype, or to autocast's for the products)."""
+    return x.dtype == memory.dtype == weight.dtype == torch.float32
+
+
+def _dense_weights(rest: Sequence[Any]) -> Iterator[Any]:
+    """Weights and options with the vectors dense; matrices may have any strides."""
+    return (w.contiguous() if isinstance(w, Tensor) and w.dim() == 1 and i < 10 else w for i, w in enumerate(rest))
+
+
 def _operands(x: Tensor, memory: Tensor, key_mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x and memory as matrices of ``dtype``. Masked rows of memory become 0: 0 * NaN would reach the gradients of the weights."""
     context = memory if key_mask is None else torch.where(key_mask[:, :, None], memory, 0.0)
@@ -136,10 +170,13 @@ def _fake_epilogue_backward(grad_out: Tensor, x: Tensor, update: Tensor, weight:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, (ctx.ln_eps, ctx.num_heads, key_mask, *ctx.options, seed, ctx.stream) = inputs[:12], inputs[12:]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for what is saved would be as large as the block itself
     ctx.save_for_backward(*tensors, key_mask, seed, *output[1:])
 
 
-def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 20
     tensors, (key_mask, seed, *saved) = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
     needed = ctx.needs_input_grad[:12]
     causal, window, dropout_p = ctx.options
@@ -158,14 +195,15 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return *grads, *([None] * 8)
 
 
-for _key, _backend_name in (("CPU", "cpu"), ("TRITON", "triton")):
-    _library.implement("attention_block", _key, partial(_forward, _backend_name))
-    _library.implement("attention_block_backward", _key, partial(_backward_of, _backend_name))
+_library.implement("attention_block", "CPU", _forward_cpu)
+_library.implement("attention_block_backward", "CPU", _backward_cpu)
+_library.implement("attention_block", "TRITON", partial(_forward, "triton"))
+_library.implement("attention_block_backward", "TRITON", partial(_backward_of, "triton"))
 _library.register_fake("attention_block", _fake)
 _library.register_fake("attention_block_backward", _fake_backward)
 _library.register_fake("attention_block_epilogue", _fake_epilogue)
 _library.register_fake("attention_block_epilogue_backward", _fake_epilogue_backward)
-_library.register_autograd("attention_block", _backward, setup_context=_setup_context)
+_attention_block = _autograd.differentiable("attention_block", setup=_setup_context, backward=_backward)
 
 
 def _check(x: Tensor, memory: Tensor, weights: AttentionBlockWeights, num_heads: int, key_mask: Tensor | None) -> None:
@@ -232,6 +270,10 @@ def attention_block(
         TypeError: an argument is of a type or dtype that is not taken, or dtypes differ.
         ValueError: shapes or devices do not fit, ``window`` is given without ``causal``, or a number is out of its range.
     """
+    if dropout_p == 0 and isinstance(weights, AttentionBlockWeights):
+        inferred = _infer(x, memory, weights, num_heads, key_mask, causal, window, stream)
+        if inferred is not None:
+            return inferred
     if not isinstance(weights, AttentionBlockWeights):
         raise TypeError(f"weights must be an AttentionBlockWeights, got {type(weights).__name__}")
     _check(x, memory, weights, num_heads, key_mask)
@@ -248,8 +290,39 @@ def attention_block(
     if backend == "reference":
         options: dict[str, Any] = {"causal": causal, "window": window, "dropout_p": dropout_p, "stream": stream}
         return _definition(x, memory, weights, num_heads=num_heads, key_mask=key_mask, seed=noise, **options)
-    operator = partial(_library.raw(backend).attention_block, x, memory, *weights[:-1], float(weights.ln_eps), num_heads)
-    return operator(key_mask, causal, window or 0, float(dropout_p), noise, stream)[0]
+    operator = partial(_attention_block, backend, x, memory, *weights[:-1], float(weights.ln_eps), num_heads)
+    out: Tensor = operator(key_mask, causal, window or 0, float(dropout_p), noise, stream)[0]
+    return out
+
+
+def _infer(
+    x: Tensor,
+    memory: Tensor,
+    weights: AttentionBlockWeights,
+    num_heads: int,
+    key_mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    stream: int,
+) -> Tensor | None:
+    """The whole block by one native call, where nothing but the result is wanted; None where it does not serve.
+
+    A few frames take less time than to check their arguments here. So the call is made at once: it checks for itself, and whatever it
+    refuses goes the long way, where it is served otherwise or refused by name.
+    """
+    plain = isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and causal.__class__ is bool
+    plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
+    plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
+    if not plain or not _autograd.is_plain(x, memory, *weights[:10]) or _backend.choose("attention_block", x.device, x.dtype) != "cpu":
+        return None
+    try:
+        out: Tensor = _inference(x, memory, *weights, num_heads, key_mask, causal, window or 0, 0.0, None, stream)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return out
+
+
+_inference = torch.ops.emc_fast.attention_block_inference.default
 
 
 def _same_dtype(x: Tensor, memory: Tensor, weights: AttentionBlockWeights) -> tuple[Tensor, AttentionBlockWeights]:

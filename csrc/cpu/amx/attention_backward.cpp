@@ -49,7 +49,7 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
   for (int64_t step = 0; step < steps; ++step) {
     load_step(a, a.key, b, h, keys, step, padded_width, rows);
     pack_step(rows, padded_width, tiles, p.key_sets + step * 2 * tiles.inner * kTileSet);
-    pack_outer_transposed(rows, padded_width, tiles.rows, p.key_columns + step * tiles.rows * kTileSet);
+    pack_outer_transposed(rows, padded_width, tiles.rows * kTile, p.key_columns + step * tiles.rows * kTileSet);
     load_step(a, a.value, b, h, keys, step, padded_width, rows);
     pack_step(rows, padded_width, tiles, p.value_sets + step * 2 * tiles.inner * kTileSet);
   }
@@ -85,11 +85,11 @@ struct Queries {
     for (int v = 0; v < 2; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t row = half * kTile * padded_width, set = half * tiles.inner * kTileSet;
-      pack_inner_transposed(query + row, padded_width, lanes + set);
-      pack_inner_transposed(grad + row, padded_width, grad_lanes + set);
+      pack_inner_transposed(query + row, padded_width, padded_width, lanes + set);
+      pack_inner_transposed(grad + row, padded_width, padded_width, grad_lanes + set);
     }
-    pack_outer(query, padded_width, tiles.rows, rows);
-    pack_outer(grad, padded_width, tiles.rows, grad_rows);
+    pack_outer(query, padded_width, tiles.rows * kTile, rows);
+    pack_outer(grad, padded_width, tiles.rows * kTile, grad_rows);
   }
 };
 

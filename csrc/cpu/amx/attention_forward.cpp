@@ -37,7 +37,7 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
     load_step(a, a.key, b, h, keys, step, padded_width, rows);
     pack_step(rows, padded_width, tiles, key_sets + step * 2 * tiles.inner * kTileSet);
     load_step(a, a.value, b, h, keys, step, padded_width, rows);
-    pack_outer_transposed(rows, padded_width, tiles.rows, value_sets + step * tiles.rows * kTileSet);
+    pack_outer_transposed(rows, padded_width, tiles.rows * kTile, value_sets + step * tiles.rows * kTileSet);
   }
   pack_step_positions(keys, packed.positions);
   return packed;
@@ -125,7 +125,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
   load_queries(a, a.query, b, h, t0, valid, a.scale, padded_width, rows);
   for (int64_t half = 0; half < 2; ++half)
-    pack_inner_transposed(rows + half * kTile * padded_width, padded_width, queries + half * chunks * kTileSet);
+    pack_inner_transposed(rows + half * kTile * padded_width, padded_width, padded_width, queries + half * chunks * kTileSet);
   for (int64_t i = 0; i < row_tiles * kTile * kLanes; i += W) store(sums + i, F{});
 
   const Lanes<2> lanes(a, t0, valid);

@@ -35,52 +35,6 @@ inline void load_rows(const AttentionArgs& a, const AttentionOperand& x, const i
   EMC_FOR_DTYPE(a.dtype, load_rows_of, x, offset, valid, a.width, factor, padded_width, rows);
 }
 
-// [row][padded width] to the tile sets of 16 rows, the width inside: one set per kInner elements of it.
-inline void pack_inner(const float* rows, int64_t padded_width, uint32_t* sets) {
-  for (int64_t d = 0; d < padded_width; d += kInner, sets += kTileSet)
-    for (int64_t i = 0; i < kTile; ++i) {
-      const float* row = rows + i * padded_width + d;
-      store_pieces(sets, i, load(row), load(row + kTile));
-    }
-}
-
-EMC_INLINE void load_square(const float* rows, int64_t padded_width, F (&square)[kTile]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i) square[i] = load(rows + i * padded_width);
-}
-
-// 16 rows, transposed, to tile sets whose pairs run over the width, (d, d + 16), and whose columns are the rows: the other operand of
-// pack_inner's.
-inline void pack_inner_transposed(const float* rows, int64_t padded_width, uint32_t* sets) {
-  for (int64_t d = 0; d < padded_width; d += kInner, sets += kTileSet) {
-    F first[kTile], second[kTile];
-    load_square(rows + d, padded_width, first), load_square(rows + d + kTile, padded_width, second);
-    transpose(first), transpose(second);
-#pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
-  }
-}
-
-// 32 rows to tile sets whose rows are elements of the width and whose inner dimension runs over the 32: one set per 16 elements.
-inline void pack_outer_transposed(const float* rows, int64_t padded_width, int64_t sets_count, uint32_t* sets) {
-  for (int64_t n = 0; n < sets_count; ++n, sets += kTileSet) {
-    F first[kTile], second[kTile];
-    load_square(rows + n * kTile, padded_width, first), load_square(rows + kTile * padded_width + n * kTile, padded_width, second);
-    transpose(first), transpose(second);
-#pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
-  }
-}
-
-// 32 rows to tile sets whose pairs run over the rows, (i, i + 16), and whose columns are elements of the width: one set per 16 of them.
-inline void pack_outer(const float* rows, int64_t padded_width, int64_t sets_count, uint32_t* sets) {
-  for (int64_t n = 0; n < sets_count; ++n, sets += kTileSet)
-    for (int64_t i = 0; i < kTile; ++i) {
-      const float* row = rows + i * padded_width + n * kTile;
-      store_pieces(sets, i, load(row), load(row + kTile * padded_width));
-    }
-}
-
 // [d][lane] of `row_tiles` tiles of the width to [lane][padded width].
 inline void transpose_lanes(const float* sums, int64_t row_tiles, int64_t padded_width, float* rows) {
   for (int64_t d = 0; d < row_tiles * kTile && d < padded_width; d += kTile)
@@ -108,7 +62,7 @@ inline void load_step(const AttentionArgs& a, const AttentionOperand& x, int64_t
 // The rows of one step to tile sets [half][chunk], the width inside.
 inline void pack_step(const float* rows, int64_t padded_width, const HeadTiles& tiles, uint32_t* sets) {
   for (int64_t half = 0; half < 2; ++half)
-    pack_inner(rows + half * kTile * padded_width, padded_width, sets + half * tiles.inner * kTileSet);
+    pack_inner(rows + half * kTile * padded_width, padded_width, padded_width, sets + half * tiles.inner * kTileSet);
 }
 
 inline void pack_step_positions(const KeyRange& keys, int32_t* position) {

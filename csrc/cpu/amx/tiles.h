@@ -33,7 +33,7 @@ class TileRegisters {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
-    _tile_loadconfig(&config);
+    asm volatile("ldtilecfg %0" ::"m"(config));  // the compiler's intrinsic reads, as the compiler sees it, eight bytes of it
   }
   ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
@@ -63,36 +63,6 @@ EMC_INLINE void store_pieces(uint32_t* set, int64_t row, const Pieces& first, co
 }
 EMC_INLINE void store_pieces(uint32_t* set, int64_t row, F first, F second) { store_pieces(set, row, split(first), split(second)); }
 
-// Sixteen rows of sixteen, transposed in place.
-EMC_INLINE void transpose(F (&x)[16]) {
-  F y[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = (F)_mm512_unpacklo_ps((__m512)x[i], (__m512)x[i + 1]);
-    y[i + 1] = (F)_mm512_unpackhi_ps((__m512)x[i], (__m512)x[i + 1]);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 4) {
-#pragma GCC unroll 2
-    for (int k = 0; k < 2; ++k) {
-      x[i + 2 * k] = (F)_mm512_unpacklo_pd((__m512d)y[i + k], (__m512d)y[i + k + 2]);
-      x[i + 2 * k + 1] = (F)_mm512_unpackhi_pd((__m512d)y[i + k], (__m512d)y[i + k + 2]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 8)
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      y[i + k] = (F)_mm512_shuffle_f32x4((__m512)x[i + k], (__m512)x[i + k + 4], 0x88);
-      y[i + k + 4] = (F)_mm512_shuffle_f32x4((__m512)x[i + k], (__m512)x[i + k + 4], 0xdd);
-    }
-#pragma GCC unroll 8
-  for (int k = 0; k < 8; ++k) {
-    x[k] = (F)_mm512_shuffle_f32x4((__m512)y[k], (__m512)y[k + 8], 0x88);
-    x[k + 8] = (F)_mm512_shuffle_f32x4((__m512)y[k], (__m512)y[k + 8], 0xdd);
-  }
-}
-
 // The compiler's own intrinsics do not say that a tile load reads memory, and packed operands then look like dead stores.
 template <int N>
 EMC_INLINE void load_tile(const uint32_t* p) {
@@ -119,6 +89,42 @@ EMC_INLINE void multiply_tiles(const uint32_t* a0, const uint32_t* a1, const uin
   _tile_dpbf16ps(2, 5, 6);
   _tile_dpbf16ps(3, 5, 7);
 }
+EMC_INLINE void load_square(const float* rows, int64_t stride, F (&square)[kTile]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) square[i] = load(rows + i * stride);
+}
+
+// 16 rows, `stride` floats apart, to sets whose rows they are: one set per kInner of the `inner` elements (a whole number of times).
+inline void pack_inner(const float* rows, int64_t stride, int64_t inner, uint32_t* sets) {
+  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet)
+    for (int64_t i = 0; i < kTile; ++i) store_pieces(sets, i, load(rows + i * stride + d), load(rows + i * stride + d + kTile));
+}
+// 16 rows to sets whose columns they are, for the other side of a product with those of pack_inner.
+inline void pack_inner_transposed(const float* rows, int64_t stride, int64_t inner, uint32_t* sets) {
+  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet) {
+    F first[kTile], second[kTile];
+    load_square(rows + d, stride, first), load_square(rows + d + kTile, stride, second);
+    transpose(first), transpose(second);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+  }
+}
+// 32 rows, which are the inner dimension here, to sets whose rows are the elements: one set per 16 of `outer` elements.
+inline void pack_outer_transposed(const float* rows, int64_t stride, int64_t outer, uint32_t* sets) {
+  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet) {
+    F first[kTile], second[kTile];
+    load_square(rows + n, stride, first), load_square(rows + kTile * stride + n, stride, second);
+    transpose(first), transpose(second);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+  }
+}
+// 32 rows, which are the inner dimension here, to sets whose columns are the elements.
+inline void pack_outer(const float* rows, int64_t stride, int64_t outer, uint32_t* sets) {
+  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet)
+    for (int64_t i = 0; i < kTile; ++i) store_pieces(sets, i, load(rows + i * stride + n), load(rows + (i + kTile) * stride + n));
+}
+
 EMC_INLINE void zero_tiles() {
   _tile_zero(0);
   _tile_zero(1);

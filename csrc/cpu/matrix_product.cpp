@@ -1,0 +1,101 @@
+// Matrix product on the vector units: tiles of kTileRows x two vectors, b packed [32 columns][inner][32].
+#include "matrix_product.h"
+
+namespace emc::EMC_ISA {
+namespace {
+
+constexpr int kTileRows = W == 16 ? 8 : W == 8 ? 6 : 4;
+constexpr int kTileColumns = 2 * W;
+
+int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t padded_columns(const ProductArgs& a) { return padded(a.columns, kProductColumns); }
+int64_t packed_floats(const ProductArgs& a) { return padded_columns(a) * a.inner; }
+int64_t height_of(const ProductArgs& a) { return product_is_deep(a) ? kProductDeepRows : kProductRows; }
+int64_t workspace(const ProductArgs& a) {
+  return height_of(a) * padded_columns(a) + kProductRows * kProductInner + (product_is_deep(a) ? padded_columns(a) * kProductInner : 0);
+}
+
+// 32 columns of b, `count` of the inner dimension from `k` on.
+inline void pack_columns(const ProductArgs& a, int64_t column, int64_t k, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += W) {
+    alignas(64) float block[W * kProductColumns];
+    const int64_t valid = least(W, count - i);
+    gather(a.b, k + i, column, W, kProductColumns, valid, a.columns - column, block, kProductColumns);
+    std::memcpy(to + i * kProductColumns, block, static_cast<size_t>(valid * kProductColumns) * sizeof(float));
+  }
+}
+
+void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
+  for (int64_t task = begin; task < end; ++task)
+    pack_columns(a, task * kProductColumns, 0, a.inner, a.packed + task * kProductColumns * a.inner);
+}
+
+// sums[r][0 .. 2 vectors] += x[r][0 .. inner] times b.
+template <int R>
+inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int64_t inner, float* sums, int64_t stride) {
+  F tile[R][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) tile[r][0] = F{}, tile[r][1] = F{};
+  for (int64_t k = 0; k < inner; ++k, b += kProductColumns) {
+    const F first = load(b), second = load(b + W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const F value = splat(x[r * x_stride + k]);
+      tile[r][0] += value * first;
+      tile[r][1] += value * second;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) store(sums + r * stride + v * W, load(sums + r * stride + v * W) + tile[r][v]);
+}
+
+// sums [rows][padded columns] += up to 32 rows from `row` on times `inner` of the inner dimension from `k` on; b's blocks of 32 columns lie
+// `b_step` floats apart.
+inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k, int64_t inner, const float* b, int64_t b_step, float* copy,
+                     float* sums) {
+  const int64_t stride = padded_columns(a);
+  const float* x = a.a.data + row * a.a.row_stride + k;
+  int64_t x_stride = a.a.row_stride;
+  if (a.a.column_stride != 1) {
+    gather(a.a, row, k, kProductRows, padded(inner, W), rows, inner, copy, kProductInner);
+    x = copy, x_stride = kProductInner;
+  }
+  for (int64_t column = 0; column < stride; column += kTileColumns) {
+    const float* block = b + column / kProductColumns * b_step + column % kProductColumns;
+    int64_t r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows)
+      multiply_tile<kTileRows>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
+    for (; r + 2 <= rows; r += 2) multiply_tile<2>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
+    if (r < rows) multiply_tile<1>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
+  }
+}
+
+void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
+  if (product_is_few(a)) return run_few(a, memory);
+  const bool deep = product_is_deep(a);
+  const int64_t stride = padded_columns(a), height = height_of(a);
+  float *sums = memory, *copy = sums + height * stride, *block_of_b = copy + kProductRows * kProductInner;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task * height, last = least(row + height, a.rows);
+    for (int64_t i = 0; i < height * stride; i += W) store(sums + i, F{});
+    for (int64_t k = 0; k < a.inner; k += kProductInner) {
+      const int64_t inner = least(kProductInner, a.inner - k);
+      const float* b = deep ? block_of_b : a.packed + k * kProductColumns;
+      if (deep)
+        for (int64_t column = 0; column < stride; column += kProductColumns)
+          pack_columns(a, column, k, inner, block_of_b + column * kProductInner);
+      const int64_t b_step = (deep ? kProductInner : a.inner) * kProductColumns;
+      for (int64_t r = row; r < last; r += kProductRows)
+        multiply(a, r, least(kProductRows, last - r), k, inner, b, b_step, copy, sums + (r - row) * stride);
+    }
+    finish_rows(a, row, last - row, sums, stride);
+  }
+}
+
+}  // namespace
+
+const MatrixProductKernels matrix_product_kernels = {packed_floats, workspace, pack, run, sum_rows};
+
+}  // namespace emc::EMC_ISA
