@@ -1,7 +1,7 @@
 """Tile sizes and warps of every kernel: one table by operator, compute capability and size class, looked up and never searched.
 
 No GPU has measured these entries. They are a heuristic: enough bytes in flight for the memory-bound operators, no spilled registers in
-what the compile gate sees (tests/ops/test_triton_compile.py). An entry for capability 0 serves every device without one of its own.
+what the compile gate sees (tools/triton_resources.py). An entry for capability 0 serves every device without one of its own.
 """
 
 from __future__ import annotations
@@ -60,6 +60,25 @@ def tile_of(operator: str, like: torch.Tensor, rows: int, width: int, whole: boo
         columns = max(triton.next_power_of_2(width), 4)
     per_tile = max(1, min(triton.next_power_of_2(max(1, elements // columns)), triton.next_power_of_2(rows)))
     return Tile(per_tile, columns, found.warps, rows + per_tile >= 2**31)
+
+
+class Band(NamedTuple):
+    """Warping of time: frames of x that are gone over together, the most channels of a tile, and warps."""
+
+    frames: int
+    channels: int
+    warps: int
+
+
+#: By capability. One warp: its lanes hand values to each other without a barrier. A lane holds the channels of two frames.
+BANDS: dict[int, Band] = {0: Band(32, 32, 1)}
+
+
+def band_of(like: torch.Tensor, frames: int) -> Band:
+    """The band for sequences of ``frames`` frames."""
+    if interpreting():  # which pays per step and not per frame: as few bands as a test of their border allows
+        return Band(min(max(triton.next_power_of_2(frames) // 2, 16), 1024), 512, 1)
+    return BANDS.get(capability(like)) or BANDS[0]
 
 
 class AttentionConfig(NamedTuple):
