@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.measured import text_of
 from emc_fast.ops._preferences import TABLE, Measurement, read
 
 MARGIN = 1.05
@@ -44,12 +45,6 @@ def measured(report: dict[str, Any]) -> list[Measurement]:
     return found
 
 
-def text_of(table: dict[tuple[str, int, str], Measurement]) -> str:
-    """The file, a line to an entry."""
-    rows = ",".join(f"\n    {json.dumps(asdict(table[key]))}" for key in sorted(table))
-    return f'{{\n  "measurements": [{rows}{chr(10) + "  " if rows else ""}]\n}}\n'
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("races", type=Path, nargs="+")
@@ -60,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         for row in measured(json.loads(path.read_text())):
             table[row.operator, row.capability, row.dtype] = row
             print(f"{row.operator} on {row.capability} in {row.dtype}: {row.backend}, {row}")
-    options.table.write_text(text_of(table))
+    options.table.write_text(text_of(asdict(table[key]) for key in sorted(table)))
 
 
 if __name__ == "__main__":
