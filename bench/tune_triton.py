@@ -169,6 +169,7 @@ def main(arguments: list[str] | None = None, timer: Callable[[Entry, torch.dtype
         return 0
     here = facts(device)
     known = json.loads(options.table.read_text())["measurements"]
+    _configs.take_tuned(options.table)
     deadline, wrong = time.monotonic() + options.seconds, False
     for entry in chosen:
         if time.monotonic() > deadline:

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from emc_fast.cli import app
 from emc_fast.errors import BackendError
 from emc_fast.ops import _backend, _library, _preferences, backend_report, dropout, use_backend
 from emc_fast.ops._library import NativeLibrary, native
@@ -242,6 +240,10 @@ def test_instruction_set_that_is_not_there() -> None:
 
 
 def test_info_command() -> None:
+    from typer.testing import CliRunner
+
+    from emc_fast.cli import app
+
     found = CliRunner().invoke(app, ["info", "--json"])
     assert found.exit_code == 0, found.output
     facts = json.loads(found.output)

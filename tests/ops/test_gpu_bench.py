@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from emc_fast import kernels
 
@@ -171,3 +175,33 @@ def test_search_in_the_interpreter(tune: ModuleType) -> None:
     entry = replace(entry, tiles=entry.tiles[:1], small=(5, 30))
     found = tune.search(entry, 0, "cpu", seconds_of(entry.tiles[0]))
     assert found.config == entry.tiles[0], found.refused
+
+
+def suite(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "bench" / "gpu_suite.sh", *arguments]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OUT", "LIMIT", "DRY_RUN")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=inherited | {"PYTHON": sys.executable} | environment)
+
+
+def test_suite_stays_below_nine_minutes_and_names_its_stages(tmp_path: Path) -> None:
+    usual = suite(tmp_path, DRY_RUN="1").stdout
+    limits = {name: int(limit) for name, limit in re.findall(r"^(\w+) \((\d+) s\):", usual, re.MULTILINE)}
+    assert {"build", "info", "cuda", "triton", "ptx", "races"} <= limits.keys() <= {*limits, "memcheck", "racecheck"}
+    assert sum(limits.values()) <= 540
+    two = suite(tmp_path, "races", "tune", DRY_RUN="1", LIMIT="7").stdout
+    assert re.findall(r"^(\w+) \((\d+) s\):", two, re.MULTILINE) == [("races", "7"), ("tune", "7")]
+    wrong = suite(tmp_path, "bulid")
+    assert wrong.returncode == 2
+    assert "no stage bulid" in wrong.stderr
+
+
+def test_suite_never_passes_without_a_gpu(tmp_path: Path) -> None:
+    """Stages one by one into the same report; a machine without a device fails in each."""
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    assert suite(tmp_path, "info").returncode == 1
+    assert suite(tmp_path, "races", LIMIT="60").returncode == 1
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("# GPU report") == 1
+    assert re.findall(r"^## (\w+): (\w+)", report, re.MULTILINE) == [("info", "FAILED"), ("races", "FAILED")]
+    assert "fusion_kl_categorical" in report
