@@ -20,7 +20,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def facts(device: str) -> dict[str, Any]:
     return {
         "emc_fast": __version__,
         "torch": torch.__version__,
-        "triton": metadata.version("triton") if device == "cuda" else "",
+        "triton": import_module("triton").__version__ if find_spec("triton") else "",
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
         "capability": capability(torch.cuda.current_device()) if device == "cuda" else 0,
