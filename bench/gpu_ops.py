@@ -162,6 +162,15 @@ def races(cases: list[Case], device: str, quick: bool, deadline: float, compiled
                     yield result
 
 
+def line_of(result: dict[str, Any]) -> str:
+    """One result for a reader; everything is in OUT.json."""
+    size = "x".join(map(str, result["size"]))
+    parts = [f"{rival} {taken:.4g} ms" for rival, taken in result.get("median_ms", {}).items()]
+    parts += [f"{backend} {key}: {text}" for key in ("refused", "failed") for backend, text in result.get(key, {}).items()]
+    parts += [f"skipped: {result['skipped']}"] if "skipped" in result else []
+    return f"{result['operator']} {size} {result['dtype']} {result['direction']}: {', '.join(parts)}"
+
+
 def facts(device: str) -> dict[str, Any]:
     return {
         "emc_fast": __version__,
@@ -189,7 +198,7 @@ def main() -> int:
     results = []
     for result in races(cases, options.device, options.quick, deadline, options.compile):
         results.append(result)
-        print(json.dumps(result), flush=True)
+        print(line_of(result), flush=True)
         options.out.write_text(json.dumps({"facts": facts(options.device), "results": results}, indent=1))
     return 1 if any(result.get("failed") for result in results) else 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that only a machine with a GPU can tell: builds, runs the operators' tests on the real back ends, compute-sanitizer, and the
-# races. Needs no network: python with torch, numpy, pytest, pytest-benchmark, cmake, ninja and pybind11, an nvcc and a C++ compiler;
+# races. Needs no network: python with torch, numpy, pytest, setuptools, cmake, ninja and pybind11, an nvcc and a C++ compiler;
 # pytest-xdist is used where it is there.
 #
 #   bench/gpu_suite.sh [OUT] [STAGE ...]
@@ -123,7 +123,7 @@ for stage in "${stages[@]}"; do
         run 12 "${sanitizer[@]}" --tool racecheck "${small[@]}"
       fi
       ;;
-    races) run 60 "$PYTHON" bench/gpu_ops.py "$OUT/races.json" --seconds 80 ;;
+    races) run 90 "$PYTHON" bench/gpu_ops.py "$OUT/races.json" --seconds 80 ;;
     compiled) run 40 "$PYTHON" bench/gpu_ops.py "$OUT/compiled.json" --compile --only fusion_kl reparameterize fusion_kl_categorical --seconds 170 ;;
     tune)
       [ -e "$OUT/tuned.json" ] || cp kernels/_tuned.json "$OUT/tuned.json"
