@@ -16,7 +16,7 @@ MATRICES = ("w_q", "w_k", "w_v", "w_o")
 
 
 def gather(weights: dict[str, torch.Tensor]) -> AttentionBlockWeights:
-    bias = {name.replace("w_", "b_"): torch.zeros(weights["w_q"].shape[0]) for name in MATRICES}
+    bias = {name.replace("w_", "b_"): weights["w_q"].new_zeros(weights["w_q"].shape[0]) for name in MATRICES}
     ln = torch.ones_like(bias["b_q"]), torch.zeros_like(bias["b_q"])
     return AttentionBlockWeights(**weights, **bias, ln_weight=ln[0], ln_bias=ln[1])
 

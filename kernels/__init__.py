@@ -27,6 +27,7 @@ KERNELS: dict[str, str] = {
     "fusion_kl_backward": "fusion_kl",
     "fusion_kl_categorical": "fusion_kl_categorical",
     "fusion_kl_categorical_backward": "fusion_kl_categorical",
+    "dtw": "dtw",
     "attention": "attention",
     "attention_backward": "attention",
     "attention_block_epilogue": "attention_block",

@@ -1,12 +1,15 @@
 """Tile sizes and warps of every kernel: one table by operator, compute capability and size class, looked up and never searched.
 
-No GPU has measured these entries. They are a heuristic: enough bytes in flight for the memory-bound operators, no spilled registers in
-what the compile gate sees (tests/ops/test_triton_compile.py). An entry for capability 0 serves every device without one of its own.
+The entries here have capability 0 and serve every device without one of its own. No GPU has measured them; they are a heuristic: enough
+bytes in flight for the memory-bound operators, no spilled registers in what the compile gate sees (tools/triton_resources.py). What was
+measured (bench/tune_triton.py) stands in ``_tuned.json``, by capability.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -62,6 +65,25 @@ def tile_of(operator: str, like: torch.Tensor, rows: int, width: int, whole: boo
     return Tile(per_tile, columns, found.warps, rows + per_tile >= 2**31)
 
 
+class Band(NamedTuple):
+    """Warping of time: frames of x that are gone over together, the most channels of a tile, and warps."""
+
+    frames: int
+    channels: int
+    warps: int
+
+
+#: (operator, capability). One warp: its lanes hand values to each other without a barrier. A lane holds the channels of two frames.
+BANDS: dict[tuple[str, int], Band] = {("dtw", 0): Band(32, 32, 1)}
+
+
+def band_of(like: torch.Tensor, frames: int) -> Band:
+    """The band for sequences of ``frames`` frames."""
+    if interpreting():  # which pays per step and not per frame: as few bands as a test of their border allows
+        return Band(min(max(triton.next_power_of_2(frames) // 2, 16), 1024), 512, 1)
+    return BANDS.get(("dtw", capability(like))) or BANDS["dtw", 0]
+
+
 class AttentionConfig(NamedTuple):
     """Tiles of attention: queries and keys at a time, warps, stages of the load pipeline, and the padded head width."""
 
@@ -110,3 +132,22 @@ def attention_config(step: str, like: torch.Tensor, width: int, dropout: bool) -
     found = ATTENTION_CONFIGS.get((step, capability(like), *key)) or ATTENTION_CONFIGS[(step, 0, *key)]
     queries = max(16, found.queries // 2) if dropout else found.queries
     return found._replace(queries=queries, warps=8 if dropout else found.warps, width=padded)
+
+
+#: The tables by name, each with the type of its entries.
+TABLES: dict[str, tuple[dict[Any, Any], Any]] = {
+    "rows": (ROW_CONFIGS, RowConfig),
+    "bands": (BANDS, Band),
+    "attention": (ATTENTION_CONFIGS, AttentionConfig),
+}
+TUNED = Path(__file__).with_name("_tuned.json")
+
+
+def take_tuned(path: Path = TUNED) -> None:
+    """Put the measured entries of the file into the tables."""
+    for row in json.loads(path.read_text())["measurements"]:
+        table, kind = TABLES[row["table"]]
+        table[tuple(row["key"])] = kind(*row["config"])
+
+
+take_tuned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -38,6 +39,16 @@ def capability(x: Tensor) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(x.device)
     return 10 * major + minor
+
+
+@functools.cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of x's device; 1 on the CPU."""
+    return _processors(x.device.index) if x.device.type == "cuda" else 1
 
 
 class Rows(NamedTuple):

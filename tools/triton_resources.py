@@ -71,6 +71,16 @@ def cases() -> dict[str, tuple[Callable[[], Any], tuple[int, ...]]]:
         add(f"reparameterize backward 128 {name}", "reparameterize_backward", x, row, x, x, SEED, 0, None, None, targets=targets)
         add(f"fusion_kl 128 {name}", "fusion_kl", x, x, x, x, x, x, None, 0, targets=targets)
         add(f"fusion_kl backward 128 {name}", "fusion_kl_backward", ONE, x, x, x, x, x, x, None, 0, targets=targets)
+    numbers, lengths = torch.zeros(640, 2, dtype=torch.int64), torch.ones(64, dtype=torch.int64)
+    for channels, exact, some, targets in (
+        (2, True, None, (90,)),
+        (15, True, lengths, TARGETS),
+        (25, False, lengths, TARGETS),
+        (600, True, lengths, (80, 90)),
+    ):
+        x, far = torch.zeros(64, 750, channels), None if some is None else torch.ones(640, dtype=torch.float64)
+        name = f"dtw {channels}{'' if exact else ', estimate'}{'' if some is None else ', bound'}"
+        add(name, "dtw", x, x, numbers, some, some, far, exact, targets=targets)
     for name, dtype, width, dropout, targets in (
         ("32 bf16", torch.bfloat16, 32, 0.0, TARGETS),
         ("30 bf16, dropout", torch.bfloat16, 30, 0.1, (80, 90)),
@@ -113,7 +123,7 @@ def source(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             signature[param.name], constants[(index,)] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[param.name] = _TYPES[value.dtype]
-            if value.data_ptr() % 16 == 0:
+            if value.data_ptr() % 16 == 0 and not param.do_not_specialize_on_alignment:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[param.name] = "fp32"

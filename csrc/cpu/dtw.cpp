@@ -161,10 +161,13 @@ void sweep(const DtwProblem& p, int64_t begin, int64_t end, void* workspace) {
   for (int lane = 0; lane < W; ++lane) {
     const int64_t pair = begin + lane < end ? begin + lane : end - 1;  // a spare lane repeats the last pair
     const int64_t n = p.pairs[2 * pair], m = p.pairs[2 * pair + 1];
-    x[lane] = p.x + n * p.x_stride[0];
-    y[lane] = p.y + m * p.y_stride[0];
-    x_length[lane] = p.x_lengths != nullptr ? p.x_lengths[n] : p.x_frames;
-    y_length[lane] = p.y_lengths != nullptr ? p.y_lengths[m] : p.y_frames;
+    const bool named = n >= 0 && n < p.x_count && m >= 0 && m < p.y_count;
+    x_length[lane] = !named ? 0 : p.x_lengths != nullptr ? p.x_lengths[n] : p.x_frames;
+    y_length[lane] = !named ? 0 : p.y_lengths != nullptr ? p.y_lengths[m] : p.y_frames;
+    if (x_length[lane] < 1 || x_length[lane] > p.x_frames || y_length[lane] < 1 || y_length[lane] > p.y_frames)
+      x_length[lane] = y_length[lane] = 0;  // nothing of it is read
+    x[lane] = p.x + (x_length[lane] > 0 ? n * p.x_stride[0] : 0);
+    y[lane] = p.y + (x_length[lane] > 0 ? m * p.y_stride[0] : 0);
     rows = rows > x_length[lane] ? rows : x_length[lane];
     frames = frames > y_length[lane] ? frames : y_length[lane];
     bound[lane] = p.bound != nullptr ? p.bound[pair] * p.bound[pair] * (1.0 + 0x1p-50) : __builtin_inf();
@@ -219,7 +222,8 @@ void sweep(const DtwProblem& p, int64_t begin, int64_t end, void* workspace) {
   for (int64_t pair = begin; pair < end; ++pair) {
     const int lane = static_cast<int>(pair - begin);
     // An estimate may fall below zero by a rounding.
-    p.out[pair] = cost[lane] > bound[lane] ? __builtin_inf() : __builtin_sqrt(cost[lane] > 0.0 ? cost[lane] : 0.0);
+    const double found = cost[lane] > bound[lane] ? __builtin_inf() : __builtin_sqrt(cost[lane] > 0.0 ? cost[lane] : 0.0);
+    p.out[pair] = x_length[lane] > 0 ? found : __builtin_nan("");
   }
 }
 

@@ -5,12 +5,13 @@
 
 namespace emc {
 
-// Sequences x (n,t,c) and y (m,s,c), strides in elements; pair p is (pairs[2p], pairs[2p+1]). Null lengths: all frames.
+// Sequences x (n,t,c) and y (m,s,c), strides in elements; pair p is (pairs[2p], pairs[2p+1]). Null lengths: all frames. A pair that names
+// no sequence, or one whose length is not in [1, frames], is NaN.
 struct DtwProblem {
   const float* x;
   const float* y;
   int64_t x_stride[3], y_stride[3];
-  int64_t x_frames, y_frames, channels;
+  int64_t x_count, y_count, x_frames, y_frames, channels;
   const int64_t* x_lengths;
   const int64_t* y_lengths;
   const int64_t* pairs;

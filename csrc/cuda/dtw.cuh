@@ -94,9 +94,15 @@ __global__ void __launch_bounds__(kDtwThreads, 4) dtw(const Dtw a) {
   const Stage<kProduct> stage(a, warp);
   for (int64_t pair = number; pair < a.count; pair += static_cast<int64_t>(a.blocks) * a.warps) {
     const int64_t n = a.pairs[2 * pair], m = a.pairs[2 * pair + 1];
+    // The caller cannot look at these numbers without waiting for the device.
+    const bool named = n >= 0 && n < a.x_count && m >= 0 && m < a.y_count;
+    const int64_t rows = !named ? 0 : a.x_lengths != nullptr ? a.x_lengths[n] : a.x_frames;
+    const int64_t frames = !named ? 0 : a.y_lengths != nullptr ? a.y_lengths[m] : a.y_frames;
+    if (rows < 1 || rows > a.x_frames || frames < 1 || frames > a.y_frames) {
+      if (lane == 0) a.out[pair] = static_cast<double>(__uint_as_float(0x7fc00000u));
+      continue;
+    }
     const float *const x = a.x + n * a.x_stride[0], *const y = a.y + m * a.y_stride[0];
-    const int64_t rows = a.x_lengths != nullptr ? a.x_lengths[n] : a.x_frames;
-    const int64_t frames = a.y_lengths != nullptr ? a.y_lengths[m] : a.y_frames;
     // A rounding above the square, so that a pair at its bound is within it.
     const double bound =
         a.bound != nullptr ? a.bound[pair] * a.bound[pair] * (1.0 + 8.8817841970012523e-16) : static_cast<double>(infinity());

@@ -28,6 +28,8 @@ void dtw(StableIValue* stack, uint64_t, uint64_t) {
                              y.data_as<const float>(),
                              {x.stride(0), x.stride(1), x.stride(2)},
                              {y.stride(0), y.stride(1), y.stride(2)},
+                             x.size(0),
+                             y.size(0),
                              x.size(1),
                              y.size(1),
                              x.size(2),

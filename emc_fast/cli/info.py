@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from importlib import import_module, metadata, util
 from typing import Any
 
@@ -17,6 +18,7 @@ def collect() -> dict[str, Any]:
     from .._version import __version__
     from ..ops import backend_report
     from ..ops._library import native
+    from ..ops._preferences import measurements
 
     library = native()
     build: dict[str, str] = {}
@@ -49,10 +51,8 @@ def collect() -> dict[str, Any]:
             "CUDA": library.stamp.get("cuda", ""),
             "built": build.get("built", "") if build.get("version") == library.stamp.get("version") else "",
         },
-        "operators": [
-            {"operator": row.operator, "backend": row.backend, "device": row.device, "chosen": row.chosen, "reason": row.reason}
-            for row in backend_report()
-        ],
+        "operators": [asdict(row) for row in backend_report()],
+        "preferences": [asdict(row) for row in measurements().values()],
     }
 
 
@@ -75,7 +75,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(key, str(value))
     console.print(table)
     console.print()
-    table = Table("operator", "tensors on", "back end", "", "reason")
+    table = Table("operator", "tensors on", "back end", "", "why (in float32)")
     last = ("", "")
     for row in facts["operators"]:
         here = (row["operator"], row["device"])
@@ -83,7 +83,7 @@ def _print(facts: dict[str, Any]) -> None:
         shown = ("" if row["operator"] == last[0] else row["operator"], "" if here == last else row["device"])
         if last[0] and row["operator"] != last[0]:
             table.add_section()
-        table.add_row(*shown, row["backend"], state, row["reason"])
+        table.add_row(*shown, row["backend"], state, row["reason"] or row["source"])
         last = here
     console.print(table)
 

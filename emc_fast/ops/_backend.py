@@ -1,7 +1,8 @@
 """Choice of the back end: what serves an operator here, and why the others do not.
 
-The choice depends on the device type, the dtype and the operator's own limits, never on values, so it costs nothing under
-``torch.compile``: there it is a constant, guarded by what :func:`use_backend` says.
+The choice depends on the device, the dtype and the operator's own limits, never on sizes or values, so it costs nothing under
+``torch.compile``: there it is a constant, guarded by what :func:`use_backend` says. Which of two kernels is preferred where both can serve
+is in ``_preferences``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import torch
 
 from ..errors import BackendError
 from ._library import has_kernel, native
+from ._preferences import PREFERENCE, preferred
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
-#: Order of preference per device type. Everything else is served by the reference.
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 logger = logging.getLogger("emc_fast")
@@ -39,13 +39,14 @@ class Operator:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of :func:`backend_report`: ``reason`` is empty where the back end can serve."""
+    """One line of :func:`backend_report`: ``reason`` is empty where the back end can serve, ``source`` says why it was chosen."""
 
     operator: str
     backend: str
     device: str
     reason: str
     chosen: bool
+    source: str = ""
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -117,8 +118,17 @@ def _reason(operator: Operator, backend: str, device: str, dtype: torch.dtype | 
     return dict(refuse).get(backend, "")
 
 
-def _decide(name: str, device: str, dtype: torch.dtype, forced: str, refuse: tuple[tuple[str, str], ...]) -> str:
-    key = (name, device, dtype, forced, refuse)
+def _best(operator: Operator, device: str, index: int | None, dtype: torch.dtype, refuse: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """What ``auto`` takes, and why."""
+    candidates, source = preferred(operator.name, device, index, dtype)
+    able = [backend for backend in candidates if not _reason(operator, backend, device, dtype, refuse)]
+    if len(able) < 3:  # the reference is one of them
+        source = "the only kernel that can serve" if len(able) == 2 else "no kernel can serve"
+    return able[0], source
+
+
+def _decide(name: str, device: str, index: int | None, dtype: torch.dtype, forced: str, refuse: tuple[tuple[str, str], ...]) -> str:
+    key = (name, device, index, dtype, forced, refuse)
     known = _decided.get(key)
     if known is not None:
         return known
@@ -129,22 +139,25 @@ def _decide(name: str, device: str, dtype: torch.dtype, forced: str, refuse: tup
             raise BackendError(f"{name}: the back end {forced!r} was asked for and cannot serve: {reason}\n  " + "\n  ".join(lines))
         choice = forced
     else:
-        candidates = PREFERENCE.get(device, ("reference",))
-        choice = next(backend for backend in candidates if not _reason(operator, backend, device, dtype, refuse))
-        _log(operator, device, dtype, choice, refuse)
+        choice, source = _best(operator, device, index, dtype, refuse)
+        _log(operator, device, dtype, choice, refuse, source)
     _decided[key] = choice
     return choice
 
 
-def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refuse: tuple[tuple[str, str], ...]) -> None:
+def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refuse: tuple[tuple[str, str], ...], source: str) -> None:
     """Say once what was chosen; loudly if only a broken library stands in the way of a kernel."""
     global _warned
     line = (operator.name, device, dtype, choice)
     if line in _logged:
         return
     _logged.add(line)
-    passed = [f"{b}: {_reason(operator, b, device, dtype, refuse)}" for b in PREFERENCE.get(device, ()) if b != choice and b != "reference"]
-    why = f" ({'; '.join(passed)})" if passed and choice == "reference" else ""
+    passed = {b: _reason(operator, b, device, dtype, refuse) for b in PREFERENCE.get(device, ()) if b not in (choice, "reference")}
+    why = ""
+    if passed and choice == "reference":
+        why = f" ({'; '.join(f'{b}: {reason}' for b, reason in passed.items())})"
+    elif passed and not any(passed.values()):  # there was a choice
+        why = f" ({source})"
     logger.info("%s on %s in %s is served by %s%s", operator.name, device, str(dtype).removeprefix("torch."), choice, why)
     if choice == "reference" and native().problem and not _warned:
         _warned = True
@@ -170,22 +183,22 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, refuse: tuple[tu
     """
     if _forced == "auto" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "reference"  # torch.func transforms go through plain PyTorch, not through registered derivatives
-    return _decide(name, device.type, dtype, _forced, refuse)
+    return _decide(name, device.type, device.index, dtype, _forced, refuse)
 
 
 def backend_report() -> list[Row]:
-    """Every operator x back end (at float32), with the reason where a back end cannot serve, and what ``auto`` takes.
+    """Every operator x back end (at float32), with the reason where a back end cannot serve, and what ``auto`` takes and why.
 
-    CPU rows are for tensors on the CPU; CUDA and Triton rows for tensors on a CUDA device.
+    CPU rows are for tensors on the CPU; CUDA and Triton rows for tensors on the current CUDA device.
     """
     rows = []
     build = "" if torch.version.cuda else f" (torch {torch.__version__} is a CPU build)"
     no_cuda = "" if torch.cuda.is_available() else f"torch sees no CUDA device{build}"
     for operator in OPERATORS.values():
         for device, candidates in PREFERENCE.items():
-            reasons = {b: _reason(operator, b, device, None, ()) for b in candidates}
-            chosen = next(b for b in candidates if not reasons[b])
+            best, source = _best(operator, device, None, torch.float32, ())
             for backend in candidates:
-                reason = reasons[backend] or (no_cuda if device == "cuda" else "")
-                rows.append(Row(operator.name, backend, device, reason, backend == chosen and not reason))
+                reason = _reason(operator, backend, device, torch.float32, ()) or (no_cuda if device == "cuda" else "")
+                chosen = backend == best and not reason
+                rows.append(Row(operator.name, backend, device, reason, chosen, source if chosen else ""))
     return rows

@@ -29,6 +29,9 @@ def _check_index(name: str, value: object, like: Tensor, shape: tuple[int | None
 
 
 def _check_range(name: str, value: Tensor, low: int, high: int) -> None:
+    """Values of a CPU tensor; those of another device would have to be waited for, and compiled code has none to look at."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
     if value.numel() and (int(value.min()) < low or int(value.max()) > high):
         raise ValueError(f"{name} must be in [{low}, {high}], got values from {int(value.min())} to {int(value.max())}")
 
@@ -57,11 +60,14 @@ def dtw(
         exact: squared differences, accumulated in float64, right to about 1e-8. ``False`` takes |x|^2 + |y|^2 - 2 x.y accumulated in
             float32, twice as fast, for telling which pairs deserve the exact distance; see :func:`estimate_error`.
 
+    Numbers in ``pairs`` and lengths that are out of range are an error on the CPU. On other devices, and in compiled code, looking at them
+    would mean waiting for them: there such a pair comes back as NaN, and nothing beyond a tensor is read.
+
     Returns:
         (P,) float64. It is a measure, not a loss: a gradient is refused.
 
     Raises:
-        TypeError, ValueError: an argument is not as above, or requires a gradient; the text names it.
+        TypeError, ValueError: an argument is not as above (values: on the CPU), or requires a gradient; the text names it.
     """
     check_tensor("x", x)
     check_tensor("y", y)
@@ -91,12 +97,13 @@ def dtw(
         check_tensor("bound", bound, dtypes=(torch.float64,))
         if bound.shape != pairs.shape[:1] or bound.device != x.device:
             raise ValueError(f"bound must have shape {tuple(pairs.shape[:1])} on {x.device}, got {tuple(bound.shape)} on {bound.device}")
-    if _backend.choose("dtw", x.device, x.dtype) == "reference":
+    backend = _backend.choose("dtw", x.device, x.dtype)
+    if backend == "reference":
         return reference.dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths, bound=bound)
     with torch.no_grad():
         # Half types widen exactly, and what stands beyond a length need not be finite: the kernel never reads it.
         dense = (None if tensor is None else tensor.contiguous() for tensor in (x_lengths, y_lengths, bound))
-        return torch.ops.emc_fast.dtw(x.float(), y.float(), pairs.contiguous(), *dense, exact)
+        return _library.raw(backend).dtw(x.float(), y.float(), pairs.contiguous(), *dense, exact)
 
 
 def estimate_error(frames: int, channels: int, largest_norm: float, distance: Tensor) -> Tensor:

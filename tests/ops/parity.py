@@ -113,6 +113,12 @@ def normal(rng: random.Random, *shape: int, dtype: torch.dtype = torch.float32, 
     return (torch.randn(shape, generator=generator, device="cpu") * scale).to(dtype).to(torch.get_default_device())
 
 
+def mask(seed: int, *shape: int, share: float) -> Tensor:
+    """True with the probability `share`; the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return (torch.rand(shape, generator=generator, device="cpu") < share).to(torch.get_default_device())
+
+
 def outputs_of(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 

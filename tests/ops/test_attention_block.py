@@ -59,7 +59,7 @@ def draw(seed: int) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
     if rng.random() < 0.5:
         memory = inputs["memory"]
         assert memory is not None
-        options["key_mask"] = torch.rand(memory.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.7
+        options["key_mask"] = parity.mask(seed, *memory.shape[:2], share=0.7)
     return inputs, options
 
 
@@ -112,7 +112,7 @@ def test_is_what_its_parts_give(target: Target) -> None:
 def test_masked_memory_may_hold_anything(target: Target, seed: int) -> None:
     rng = random.Random(seed)
     inputs = inputs_of(rng, 3, 20, 50, 64)
-    mask = torch.rand(3, 50, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask = parity.mask(seed, 3, 50, share=0.6)
     mask[1] = False
     function = block(num_heads=2, key_mask=mask, dropout_p=0.1, seed=seed)
     names, grads = differentiable(inputs), [parity.normal(rng, 3, 20, 64)]
@@ -145,7 +145,7 @@ def test_autocast_lowers_the_products(target: Target, dtype: torch.dtype) -> Non
     """Projections and attention in autocast's dtype, residual and LayerNorm in float32, gradients in the parameters' dtype."""
     inputs = inputs_of(random.Random(3), 2, 40, 50, 64)
     leaves = {n: x.requires_grad_() for n, x in inputs.items() if x is not None}
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(target.device, dtype=dtype):
         out = block(num_heads=2)(**leaves)
     assert out.dtype == torch.float32
     grads = torch.autograd.grad(out.square().sum(), list(leaves.values()))

@@ -7,15 +7,15 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from emc_fast.cli import app
 from emc_fast.errors import BackendError
-from emc_fast.ops import _backend, _library, backend_report, dropout, use_backend
+from emc_fast.ops import _backend, _library, _preferences, backend_report, dropout, use_backend
 from emc_fast.ops._library import NativeLibrary, native
 
 X = torch.ones(3, 5)
@@ -109,6 +109,62 @@ def test_report_names_every_operator_and_reason() -> None:
     assert all(row.chosen for row in rows if row.backend == "cpu"), [row for row in rows if row.backend == "cpu" and not row.chosen]
 
 
+@pytest.fixture
+def two_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`auto` for a device of capability 9.0 on which CUDA C++ and Triton can both serve, beside a table of measurements."""
+    monkeypatch.setattr(_backend, "_reason", lambda *_: "")
+    monkeypatch.setattr(_backend, "_decided", {})
+    monkeypatch.setattr(_backend, "_logged", set())
+    monkeypatch.setattr(_preferences, "capability", lambda index: 90)
+
+    def choose(dtype: torch.dtype, *measured: _preferences.Measurement) -> str:
+        table = {(row.operator, row.capability, row.dtype): row for row in measured}
+        monkeypatch.setattr(_preferences, "measurements", lambda: table)
+        return _backend.choose("dropout", torch.device("cuda:0"), dtype)
+
+    return choose
+
+
+MEASURED = _preferences.Measurement("dropout", 90, "float16", "triton", 1.5, 4, "a device", "torch 1")
+
+
+def test_what_was_measured_is_preferred(two_kernels: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="emc_fast"):
+        assert two_kernels(torch.float16, MEASURED) == "triton"
+        assert two_kernels(torch.float32, MEASURED) == "cuda"
+        assert two_kernels(torch.bfloat16, replace(MEASURED, dtype="bfloat16", capability=80)) == "cuda"
+    assert [record.getMessage().partition(" is served by ")[2] for record in caplog.records] == [
+        "triton (measured on a device: 1.50 times as fast as cuda over 4 races (torch 1))",
+        "cuda (not measured: CUDA C++ where both can serve)",
+        "cuda (not measured: CUDA C++ where both can serve)",
+    ]
+
+
+def test_the_table_is_looked_at_once(two_kernels: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert two_kernels(torch.float16, MEASURED) == "triton"
+    monkeypatch.setattr(_backend, "preferred", None)
+    assert two_kernels(torch.float16) == "triton"
+
+
+def test_report_says_where_a_choice_came_from(two_kernels: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    two_kernels(torch.float32, replace(MEASURED, dtype="float32"))
+    sources = {(row.operator, row.backend): row.source for row in backend_report() if row.device == "cuda" and row.chosen}
+    assert sources["dropout", "triton"].startswith("measured on a device")
+    assert sources["reparameterize", "cuda"] == _preferences.FALLBACK
+
+
+def test_table_of_the_repository_can_be_read(tmp_path: Path) -> None:
+    for (operator, _, dtype), row in _preferences.read().items():
+        assert operator in _backend.OPERATORS
+        assert getattr(torch, dtype) in _backend.OPERATORS[operator].dtypes
+        assert row.times >= 1.0
+    wrong = tmp_path / "table.json"
+    wrong.write_text(json.dumps({"measurements": [asdict(replace(MEASURED, backend="cpu"))]}))
+    with pytest.raises(ValueError, match=r"table\.json prefers 'cpu' for dropout; a preference is one of"):
+        _preferences.read(wrong)
+
+
 def broken(monkeypatch: pytest.MonkeyPatch, path: Path) -> NativeLibrary:
     """The library as it would be found at `path`."""
     monkeypatch.setenv("EMC_FAST_LIBRARY", str(path))
@@ -184,6 +240,10 @@ def test_instruction_set_that_is_not_there() -> None:
 
 
 def test_info_command() -> None:
+    from typer.testing import CliRunner
+
+    from emc_fast.cli import app
+
     found = CliRunner().invoke(app, ["info", "--json"])
     assert found.exit_code == 0, found.output
     facts = json.loads(found.output)
@@ -191,6 +251,8 @@ def test_info_command() -> None:
     assert facts["native library"]["usable"]
     assert facts["native library"]["instruction set in use"] in facts["native library"]["instruction sets built"].split(",")
     assert any(row["operator"] == "dropout" and row["backend"] == "cpu" and row["chosen"] for row in facts["operators"])
+    assert all(bool(row["source"]) == row["chosen"] for row in facts["operators"])
+    assert len(facts["preferences"]) == len(_preferences.read())
     printed = CliRunner().invoke(app, ["info"]).output
     assert "dropout" in printed
     assert "in use" in printed

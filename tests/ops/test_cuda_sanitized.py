@@ -15,7 +15,7 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-o
 #: Odd widths, strides, misaligned memory, masks and zero sizes of every operator.
 SELECTION = (
     "shuffled and ((any_layout and seed0) or (test_parity and seed0 and float16)"
-    " or zero_size or mask_broadcasts or any_stride or many_frames)"
+    " or zero_size or mask_broadcasts or any_stride or many_frames or out_of_range)"
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emc_fast.ops import dtw, use_backend
+from emc_fast.ops import _library, dtw, use_backend
 from emc_fast.ops.dtw import estimate_error
 from emc_fast.ops.reference import dtw as reference
 
@@ -108,6 +108,56 @@ def test_bound_gives_infinity_only_beyond_it(target: Target, exact: bool) -> Non
     bound = free * torch.where(torch.arange(len(pairs)) % 2 == 0, 1.01, 0.5)
     torch.testing.assert_close(dtw(x, y, pairs, bound=bound, exact=exact), torch.where(free > bound, torch.inf, free))
     assert dtw(x, y, pairs, bound=free * 0.01, exact=exact).isinf().all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_numbers_out_of_range_give_nan_and_are_never_used(target: Target, exact: bool) -> None:
+    """Past the checks of the public function, which looks at the CPU's tensors only."""
+    far = 1 << 40
+    x_lengths, y_lengths = torch.tensor([9, 0, 10, 5]), torch.tensor([7, -far, 3])
+    x, y = torch.rand((4, 9, 3)), torch.rand((3, 7, 3))
+    pairs = torch.cartesian_prod(torch.tensor([-far, -1, 0, 1, 2, 3, 4, far]), torch.tensor([-far, -1, 0, 1, 2, 3, far]))
+    good = torch.isin(pairs[:, 0], torch.tensor([0, 3])) & torch.isin(pairs[:, 1], torch.tensor([0, 2]))
+    truth = reference.dtw(x.double(), y.double(), pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    assert torch.equal(truth.isnan(), ~good)
+    run = _library.raw(target.backend).dtw
+    for bound in (None, 2.0 * truth.nan_to_num(1.0)):
+        ours = run(x, y, pairs, x_lengths, y_lengths, bound, exact)
+        torch.testing.assert_close(ours, truth, rtol=3e-7 if exact else 1e-3, atol=1e-9, equal_nan=True)
+    assert torch.equal(run(x, y, pairs, None, None, None, exact).isnan(), ((pairs < 0) | (pairs >= torch.tensor([4, 3]))).any(dim=1))
+    assert run(x[:0], y, pairs, None, None, None, exact).isnan().all()
+
+
+def test_values_of_a_device_are_not_waited_for() -> None:
+    """Without a GPU: tensors that have a device and no values at all."""
+    x = torch.empty((2, 5, 3), device="meta")
+    numbers = torch.empty((2,), dtype=torch.int64, device="meta")
+    out = dtw(x, x, numbers.expand(4, 2), x_lengths=numbers, y_lengths=numbers)
+    assert out.shape == (4,)
+    assert out.device.type == "meta"
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu() -> None:
+    with torch.device("cuda"):
+        x, y, pairs, x_lengths, y_lengths = problem(2)
+    dtw(x, y, pairs)  # whatever is waited for once, at the first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiles_to_one_node() -> None:
+    x, y, pairs, x_lengths, y_lengths = problem(2)
+
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return dtw(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, y), both(x, y))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -27,6 +27,8 @@ void dtw(StableIValue* stack, uint64_t, uint64_t) {
       a.x_stride[d] = x.stride(d);
       a.y_stride[d] = y.stride(d);
     }
+    a.x_count = x.size(0);
+    a.y_count = y.size(0);
     a.x_frames = x.size(1);
     a.y_frames = y.size(1);
     a.channels = x.size(2);

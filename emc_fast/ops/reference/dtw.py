@@ -34,20 +34,31 @@ def warp(distances: Tensor) -> Tensor:
     return costs[:, 1:, 1:]
 
 
+def _look_up(sequences: Tensor, lengths: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) each: a sequence's number and that of its last frame, made fit for indexing, and whether they were fit."""
+    number = index.clamp(0, len(sequences) - 1)
+    length = torch.full_like(number, sequences.shape[1]) if lengths is None else lengths[number]
+    last = (length - 1).clamp(0, sequences.shape[1] - 1)
+    return number, last, (number == index) & (last == length - 1)
+
+
 def dtw(
     x: Tensor, y: Tensor, pairs: Tensor, *, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None, bound: Tensor | None = None
 ) -> Tensor:
     """Root of the least summed squared distance along a monotone path from (0,0) to (T-1,S-1): (P,) float64.
 
     x (N,T,C), y (M,S,C), pairs (P,2) int64 of indices into x and y, lengths (N,) and (M,) int64, bound (P,): a pair farther apart than its
-    bound comes back as infinity.
+    bound comes back as infinity. A pair that names no sequence, or one whose length is not in [1,T] or [1,S], is NaN.
     """
     out = torch.empty(len(pairs), dtype=torch.float64, device=x.device)
     step = max(1, _CELLS // max(1, x.shape[1] * y.shape[1]))
+    if 0 in (len(x), len(y)):
+        return out.fill_(float("nan"))
     for start in range(0, len(pairs), step):
-        n, m = pairs[start : start + step].unbind(dim=1)
+        chosen = pairs[start : start + step]
+        n, last_t, known_x = _look_up(x, x_lengths, chosen[:, 0])
+        m, last_s, known_y = _look_up(y, y_lengths, chosen[:, 1])
         costs = warp(squared_distances(x[n], y[m]))
-        last_t = x.shape[1] - 1 if x_lengths is None else x_lengths[n] - 1
-        last_s = y.shape[1] - 1 if y_lengths is None else y_lengths[m] - 1
-        out[start : start + step] = costs[torch.arange(len(n), device=x.device), last_t, last_s].sqrt()
+        found = costs[torch.arange(len(n), device=x.device), last_t, last_s].sqrt()
+        out[start : start + step] = torch.where(known_x & known_y, found, float("nan"))
     return out if bound is None else torch.where(out > bound, float("inf"), out)
