@@ -4,6 +4,8 @@
 // every argument before anything can throw. An exception reaches Python as RuntimeError with its text.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -148,6 +150,16 @@ inline Rows rows_of(const Tensor& tensor, const char* name) {
   return Rows{tensor.data(), dtype_of(tensor, name), sizes[n - 1], strides[n - 1], n - 1, sizes, strides};
 }
 
+// Fresh memory of some megabytes costs more to fault in, four kibibytes at a time, than most kernels take to fill it: ask for large pages.
+inline void prefer_large_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kLarge = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLarge - 1) / kLarge * kLarge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLarge * kLarge;
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: a refusal changes nothing
+#endif
+}
+
 // --- outputs: dense; on the CPU filled with NaN when tests ask for it ---
 inline Tensor empty_dense(const int64_t* sizes, int64_t ndim, int32_t torch_dtype, int32_t device_type, int32_t device_index) {
   std::vector<int64_t> strides(static_cast<size_t>(ndim));
@@ -162,6 +174,7 @@ inline Tensor empty_dense(const int64_t* sizes, int64_t ndim, int32_t torch_dtyp
 }
 inline Tensor empty_cpu(const int64_t* sizes, int64_t ndim, int32_t torch_dtype) {
   Tensor tensor = empty_dense(sizes, ndim, torch_dtype, aoti_torch_device_type_cpu(), 0);
+  prefer_large_pages(tensor.data(), static_cast<size_t>(tensor.numel()) * aoti_torch_dtype_element_size(torch_dtype));
   if (poison_memory() && tensor.numel() > 0)
     __builtin_memset(tensor.data(), 0xff, static_cast<size_t>(tensor.numel()) * aoti_torch_dtype_element_size(torch_dtype));
   return tensor;

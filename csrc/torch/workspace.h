@@ -23,6 +23,7 @@ class Workspace {
       store.bytes -= bytes_;
     } else {
       data_ = std::aligned_alloc(64, bytes_);
+      if (data_ != nullptr) prefer_large_pages(data_, bytes_);
     }
     if (data_ != nullptr && poison_memory()) __builtin_memset(data_, 0xff, bytes_);
   }
