@@ -1,4 +1,4 @@
-"""attention against its definition and scaled_dot_product_attention; the sequences of a batch are of different lengths or not.
+"""attention against the same in plain PyTorch and scaled_dot_product_attention; the sequences of a batch are of different lengths or not.
 
 From T = 1024 on the peak memory is measured as well, which has to grow with T and not with its square.
 """
@@ -10,12 +10,11 @@ from functools import partial
 import torch
 
 from emc_fast.ops import attention
-from emc_fast.ops.reference.attention import attention as definition
 from emc_fast.reporting import OURS
 from tests.ops import parity
 
 from .race import Case
-from .rivals import sdpa
+from .rivals import eager_attention, sdpa
 
 # (B, T, H, D): Trans-VAE's training clips and whole clips; REGNN's 25 graphs of 50 frames and windows; FaceAIS's context and clips.
 SHAPES = [
@@ -44,7 +43,7 @@ def case_of(batch: int, frames: int, heads: int, width: int, kind: str) -> Case:
         inputs["key_mask"] = torch.arange(frames) < lengths[:, None]
         keys = float(lengths.sum())
     pairs = keys * heads * frames
-    ours, eager, fused = (partial(f, causal=kind == "causal") for f in (attention, definition, sdpa))
+    ours, eager, fused = (partial(f, causal=kind == "causal") for f in (attention, eager_attention, sdpa))
     return Case(
         "attention",
         f"{batch} x {frames} x {heads} x {width} {kind}",

@@ -1,14 +1,13 @@
-"""attention_block against its definition and against the same block written with scaled_dot_product_attention; how its cost grows."""
+"""attention_block against the same block in plain PyTorch and with scaled_dot_product_attention; how its cost grows."""
 
 from __future__ import annotations
 
 import torch
 
 from emc_fast.ops import AttentionBlockWeights, attention_block
-from emc_fast.ops.reference.attention_block import attention_block as definition
 
 from .race import Case
-from .rivals import block_on, sdpa
+from .rivals import block_on, eager_attention, sdpa
 
 # (B, T, d, heads)
 SIZES = (
@@ -47,7 +46,7 @@ def case_of(batch: int, frames: int, width: int, heads: int) -> Case:
         f"{batch} x {frames} x {width} x {heads}",
         of(attention_block),
         inputs,
-        {"eager": of(definition), "sdpa": of(block_on(sdpa))},
+        {"eager": of(block_on(eager_attention)), "sdpa": of(block_on(sdpa))},
         differentiate=tuple(inputs),
         flops=(flops, 3 * flops),
         exponentials=(pairs, 2 * pairs),

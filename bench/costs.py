@@ -22,11 +22,11 @@ def peak_bytes(call: Callable[[], Any]) -> int | None:
     """Most memory resident during a call, beyond what was resident before; None where the system cannot tell (it is Linux that can).
 
     The allocator gives back all free pages first, and the system's high-water mark is set to the present: what is then measured is
-    exact to some pages a core, and holds every allocation, torch's or not.
+    exact to some pages a core, and holds every allocation, torch's or not. The call has to have run before: what a first call leaves for
+    good would count.
     """
     if not CLEAR.exists():
         return None
-    call()  # what stays for good is there from now on
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     try:

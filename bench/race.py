@@ -169,8 +169,7 @@ def contestants(case: Case, direction: str, settings: Settings, race: Race) -> d
     for name, rival in case.rivals.items():
         found[name] = Contestant(bound(rival, case, direction), case.contexts.get(name, nullcontext))
     for name, contestant in found.items():
-        contestant()
-        race.dispatched[name] = dispatched(contestant)
+        race.dispatched[name] = dispatched(contestant)  # and warmed up by it
     if case.alike and direction == "forward":
         ours = parity.outputs_of(found[OURS]())
         for name in case.rivals:

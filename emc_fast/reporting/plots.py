@@ -44,22 +44,22 @@ def plot_ratios(run: Run) -> Figure:
             axes.barh(place, value - 1, left=1, color=DIRECTIONS.get(race.direction, "#1b6ca8"), height=0.8)
             low, high = race.quartiles.get(race.best_rival, (value, value))
             axes.plot([low, high], [place, place], color="black", linewidth=0.8)
-            right = max(value, high) if value >= 1 else 1.0
-            axes.annotate(f" {ratio(value)} {race.best_rival}", (right, place), va="center", fontsize=6.5, color="0.25")
+            axes.annotate(f" {ratio(value)} {race.best_rival}", (max(value, high, 1.0), place), va="center", fontsize=6.5, color="0.25")
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_yticks(range(len(group)), [_label(race) for race in group], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(group) - 0.4, -0.6)
         axes.set_title(operator, fontsize=9, loc="left", fontweight="bold")
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     if races:
-        values = [race.ratio(race.best_rival) for race in races]
+        ends = [end for race in races for end in (race.ratio(race.best_rival), *race.quartiles.get(race.best_rival, ()))]
         last = grid.flat[-1]
-        last.set_xlim(min(0.8, 0.9 * min(values)), max(1.5, 2.2 * max(values)))  # room for the text beside the longest bar
-        ticks = [x for x in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512) if last.get_xlim()[0] <= x <= last.get_xlim()[1]]
-        last.set_xticks(ticks)
+        low, high = min(0.8, 0.9 * min(ends)), max(1.5, max(ends))
+        last.set_xlim(low, high * (high / low) ** 0.25)  # room for the text beside the longest bar
+        powers = [k for k in range(-10, 16) if last.get_xlim()[0] <= 2.0**k <= last.get_xlim()[1]]
+        last.set_xticks([2.0**k for k in powers if len(powers) < 9 or k % 2 == 0])
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
         last.set_xlabel("times faster than the best rival (named beside the bar)", fontsize=8)
@@ -72,13 +72,16 @@ def _label(race: Race) -> str:
     return race.size + (f", {race.threads} threads" if race.threads > 1 else "")
 
 
-def series_of(run: Run) -> dict[tuple[str, str, str], list[Race]]:
-    """Races by operator, direction and what grows, along the growing number; lone ones are left out."""
-    found: dict[tuple[str, str, str], list[Race]] = {}
+def series_of(run: Run) -> dict[tuple[str, str, str, int], list[Race]]:
+    """Races by operator, direction, what grows and threads (0 where those grow), along the growing number; lone ones are left out."""
+    found: dict[tuple[str, str, str, int], list[Race]] = {}
     for race in run.races:
         if race.series:
-            found.setdefault((race.operator, race.direction, race.series), []).append(race)
-    return {key: sorted(races, key=_position) for key, races in found.items() if len({_position(race) for race in races}) > 1}
+            threads = 0 if race.series == "threads" else race.threads
+            found.setdefault((race.operator, race.direction, race.series, threads), []).append(race)
+    order = [*AXES, *(key[2] for key in found)]
+    lines = {key: sorted(races, key=_position) for key, races in found.items() if len({_position(race) for race in races}) > 1}
+    return dict(sorted(lines.items(), key=lambda item: (item[0][0], order.index(item[0][2]))))
 
 
 def _position(race: Race) -> float:
@@ -86,7 +89,7 @@ def _position(race: Race) -> float:
 
 
 def plot_growth(run: Run, *, memory: bool = False) -> Figure | None:
-    """Medians of every contestant along T, B, d and the threads, log-log, a column for what grows; None where no series was run.
+    """Medians of every contestant along T, B, d and the threads, log-log, a panel for each series; None where none was run.
 
     With `memory` it is the peak memory of a call instead, of the series for which it was measured.
     """
@@ -99,19 +102,17 @@ def plot_growth(run: Run, *, memory: bool = False) -> Figure | None:
     series = {key: races for key, races in series_of(run).items() if all(cost(race) for race in races)}
     if not series:
         return None
-    rows = list(dict.fromkeys((operator, direction) for operator, direction, _ in series))
-    columns = [name for name in dict.fromkeys((*AXES, *(name for *_, name in series))) if any(name == key[2] for key in series)]
     require_matplotlib()
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    figure = Figure(figsize=(3.4 * len(columns), 2.7 * len(rows) + 0.4), layout="constrained")
-    flat: list[Any] = list(figure.subplots(len(rows), len(columns), squeeze=False).flat)
-    for axes, (row, name) in zip(flat, ((row, name) for row in rows for name in columns), strict=True):
-        races = series.get((*row, name))
-        if races is None:
-            axes.axis("off")
-            continue
+    columns = min(4, len(series))
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.7 * rows + 0.4), layout="constrained")
+    flat: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in flat[len(series) :]:
+        axes.axis("off")
+    for axes, ((operator, direction, name, threads), races) in zip(flat, series.items(), strict=False):
         for contestant in dict.fromkeys(c for race in races for c in cost(race)):
             here = [race for race in races if contestant in cost(race)]
             axes.plot(
@@ -126,14 +127,16 @@ def plot_growth(run: Run, *, memory: bool = False) -> Figure | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         places = sorted({_position(race) for race in races})
-        axes.set_xticks(places, [f"{place:g}" for place in places], fontsize=7)
+        axes.set_xticks(places, [f"{place:g}" for place in places], fontsize=7, rotation=40)
         axes.xaxis.set_minor_locator(NullLocator())
+        if axes.get_ylim()[1] < 100 * axes.get_ylim()[0]:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="y", labelsize=7)
         axes.set_xlabel(AXES.get(name, name), fontsize=8)
         axes.set_ylabel("MiB" if memory else "ms", fontsize=8)
-        axes.set_title(f"{row[0]}\n{row[1]}, {_fixed(races)}", fontsize=7.5)
+        axes.set_title(f"{operator}\n{direction}, {_fixed(races, threads)}", fontsize=7.5)
         axes.grid(color="0.9", which="major")
         axes.spines[["top", "right"]].set_visible(False)
     named = {label: handle for axes in flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -141,12 +144,11 @@ def plot_growth(run: Run, *, memory: bool = False) -> Figure | None:
     return figure
 
 
-def _fixed(races: Sequence[Race]) -> str:
+def _fixed(races: Sequence[Race], threads: int) -> str:
     """The numbers that are the same along a series."""
     first = races[0].shape
     same = {name: value for name, value in first.items() if all(race.shape.get(name) == value for race in races)}
-    threads = {race.threads for race in races}
-    return ", ".join(f"{name} {value:g}" for name, value in same.items()) + (f", {races[0].threads} thread" if threads == {1} else "")
+    return ", ".join([*(f"{name} {value:g}" for name, value in same.items()), *[f"{threads} thread{'s' * (threads > 1)}"] * (threads > 0)])
 
 
 def save_plots(run: Run, folder: Path) -> list[tuple[str, Path]]:

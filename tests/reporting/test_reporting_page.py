@@ -123,6 +123,14 @@ def test_growth_is_log_log_with_a_line_per_contestant(tmp_path: Path) -> None:
     assert plot_growth(run, memory=True) is None
 
 
+def test_threads_do_not_mix_in_a_series(tmp_path: Path) -> None:
+    twice = [race(size=one.size, threads=n, seconds=one.seconds, shape=one.shape, series="T") for n in (1, 2) for one in series()]
+    figure = plot_growth(read_run(write(tmp_path / "run.json", *twice)))
+    assert figure is not None
+    assert [len(axes.lines[0].get_xdata()) for axes in figure.axes] == [3, 3]
+    assert [axes.get_title().split(", ")[-1] for axes in figure.axes] == ["1 thread", "2 threads"]
+
+
 def test_a_run_without_series_has_no_growth(tmp_path: Path) -> None:
     run = read_run(write(tmp_path / "run.json", race()))
     assert plot_growth(run) is None
