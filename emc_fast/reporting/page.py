@@ -87,7 +87,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]] = lambda run: ()) -> str:
-    """Every race in a table per operator, machine by machine.
+    """What `summary` says, the plots, and every race in a table per operator (folded up), machine by machine.
 
     Args:
         runs: one per machine.
@@ -95,9 +95,10 @@ def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]]
     """
     lines = list(INTRODUCTION)
     for run in runs:
-        lines += ["", f"### {run.title}", "", heading(run)]
+        lines += ["", f"### {run.title}", "", heading(run), "", *_summary(run)]
         for title, link in images(run):
             lines += ["", f"![{title}]({link})"]
+        lines += ["", "<details><summary>Every race</summary>"]
         for operator, races in by_operator(run.races).items():
             rivals = rivals_of(races)
             remembered = any(race.peak_bytes for race in races)
@@ -112,6 +113,7 @@ def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]]
             lines += ["", f"#### {operator}", "", *table(header, rows)]
             notes = {(name, reason): race.size for race in races for name, reason in race.unmeasured.items()}
             lines += [""] * bool(notes) + [f"Not measured: {name} at {size}: {reason}." for (name, reason), size in notes.items()]
+        lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +125,7 @@ def _cell(race: Race, rival: str) -> str:
 
 
 def summary(runs: Sequence[Run], link: str) -> str:
-    """One line per operator and direction: the ratio to the best rival over all sizes, machine by machine.
+    """One line per operator, direction and threads: the ratio to the best rival over all sizes, machine by machine.
 
     Args:
         runs: one per machine.
@@ -131,19 +133,22 @@ def summary(runs: Sequence[Run], link: str) -> str:
     """
     lines = []
     for run in runs:
-        rows = []
-        for operator, races in by_operator([race for race in run.races if race.rivals]).items():
-            directions = dict.fromkeys(race.direction for race in races)
-            for direction in directions:
-                some = [race for race in races if race.direction == direction]
-                ratios = sorted(race.ratio(race.best_rival) for race in some)
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                best = ", ".join(dict.fromkeys(race.best_rival for race in some))
-                span = ratio(ratios[0]) if len(ratios) == 1 else f"{ratio(ratios[0])} to {ratio(ratios[-1])}"
-                rows.append([operator, direction, str(len(some)), f"**{ratio(mean)}**", span, best])
-        lines += [f"{run.title}, torch {run.machine.get('versions', {}).get('torch', '?')}: how many times faster than the best rival.", ""]
-        lines += [*table(["operator", "direction", "sizes", "geometric mean", "least to most", "best rivals"], rows), ""]
+        torch = run.machine.get("versions", {}).get("torch", "?")
+        lines += [f"How many times faster than the best rival ({run.title}, torch {torch}):", "", *_summary(run), ""]
     return "\n".join([*lines, f"All sizes, rivals, rates and memory: [{link}]({link})."]) + "\n"
+
+
+def _summary(run: Run) -> list[str]:
+    rows = []
+    for operator, races in by_operator([race for race in run.races if race.rivals]).items():
+        for direction, threads in dict.fromkeys((race.direction, race.threads) for race in races):
+            some = [race for race in races if (race.direction, race.threads) == (direction, threads)]
+            ratios = sorted(race.ratio(race.best_rival) for race in some)
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            best = ", ".join(dict.fromkeys(race.best_rival for race in some))
+            span = ratio(ratios[0]) if len(ratios) == 1 else f"{ratio(ratios[0])} to {ratio(ratios[-1])}"
+            rows.append([operator, direction, str(threads), str(len(some)), f"**{ratio(mean)}**", span, best])
+    return table(["operator", "direction", "threads", "sizes", "geometric mean", "least to most", "best rivals"], rows)
 
 
 def insert(path: Path, text: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -38,7 +37,7 @@ def test_a_run_is_small_anonymous_and_readable(tmp_path: Path) -> None:
     assert content["machine_info"]["limits"]
     assert set(content["commit_info"]) <= {"id", "time", "dirty"}
     assert all(set(item) == {"name", "group", "extra_info"} for item in content["benchmarks"])
-    assert platform.node() not in text or not platform.node()
+    assert set(content["machine_info"]) == {"cpu", "cores", "architecture", "system", "isa", "torch_isa", "versions", "limits"}
     assert str(ROOT) not in text
     result = CliRunner().invoke(app, ["bench", "report", str(file)])
     assert result.exit_code == 0, result.output
