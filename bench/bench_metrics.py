@@ -1,11 +1,11 @@
 """The measures against the published way: tslearn pair by pair, NumPy channel by channel and lag by lag.
 
     pytest bench/bench_metrics.py               # 8 clips x 10 draws x 10 listeners, one thread each
-    pytest bench/bench_metrics.py -s --full     # 64 clips, and a whole test set by the command (4 GB of disk, two threads)
+    pytest bench/bench_metrics.py -s --whole    # 64 clips, and a whole test set by the command (4 GB of disk, two threads)
 
 CPU time of the process, one thread each, medians. Ours goes over all clips in every round, and the published way stands before and after it
 in the same round: it takes 10 pairs of FRDist and FRCorr, one of FRSyn, and its time for all is that for one times their number (a pair's
-work does not depend on what it holds). The gate compares values first. `--full` takes five to seven minutes on two idle cores.
+work does not depend on what it holds). The gate compares values first. `--whole` takes five to seven minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Problem:
 
     def __init__(self, request: pytest.FixtureRequest, kind: str) -> None:
         rng = np.random.default_rng(0)
-        clips = 64 if request.config.getoption("--full") else 8
+        clips = 64 if request.config.getoption("--whole") else 8
         self.pred, self.target = reactions(rng, clips, DRAWS, kind=kind), reactions(rng, clips + LISTENERS, kind=kind)
         self.appropriate = np.zeros((clips, clips + LISTENERS), dtype=bool)
         for n in range(clips):
@@ -223,8 +223,8 @@ finally:
 
 def test_whole_test_set(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """1612 clips of ten draws with ten listeners each by the command, on two threads: time, and memory beyond the mapped file."""
-    if not request.config.getoption("--full"):
-        pytest.skip("takes minutes and 4 GB of disk: --full")
+    if not request.config.getoption("--whole"):
+        pytest.skip("takes minutes and 4 GB of disk: --whole")
     clips = 1612
     rng = np.random.default_rng(0)
     root = tmp_path / "tree"

@@ -2,6 +2,7 @@
 
 Trans-VAE, REGNN and FaceAIS, each with EMC. The gate compares with the float64 model on the definitions. The rivals draw from torch's
 generator, so their results differ; the time of the definitions themselves, which make the specified noise in float64, would be no measure.
+Under `torch.compile` they run with --compile-models alone, for it may take five minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def test_generation(race, generation_size) -> None:
 
 def test_training_step(race, request, training_size) -> None:
     batch, frames, width = training_size
-    compiled = ("eager",) if request.config.getoption("--full") and batch == 4 else ()
+    compiled = ("eager",) if request.config.getoption("--compile-models") else ()
     model, inputs = built(width).train(), streams(batch, frames, targets=True)
     race_training(race, "Trans-VAE + EMC", f"{batch} x {frames} x {width}", model, inputs, compiled)
 

@@ -46,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=1, help="threads of torch and of the kernels (default 1)")
     group.addoption("--budget", type=float, default=2.0, help="seconds that one race may take, preparations apart (default 2)")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time of a run")
+    group.addoption("--compile-models", action="store_true", help="torch.compile a whole model's training step too: minutes")
+    group.addoption("--whole", action="store_true", help="the metrics over 64 clips, and over a whole test set: seven minutes more")
     group.addoption("--compile-within", type=float, default=300.0, help="seconds that torch.compile may take for one rival (default 300)")
 
 

@@ -140,7 +140,8 @@ def summary(runs: Sequence[Run], link: str) -> str:
 
 def _summary(run: Run) -> list[str]:
     rows = []
-    for operator, races in by_operator([race for race in run.races if race.rivals]).items():
+    # Races of a series are left to the plots: their rivals are not compiled.
+    for operator, races in by_operator([race for race in run.races if race.rivals and not race.series]).items():
         for direction, threads in dict.fromkeys((race.direction, race.threads) for race in races):
             some = [race for race in races if (race.direction, race.threads) == (direction, threads)]
             ratios = sorted(race.ratio(race.best_rival) for race in some)

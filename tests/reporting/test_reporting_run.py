@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from reporting_helpers import race, write
 from typer.testing import CliRunner
 
 from emc_fast.cli import app
@@ -27,10 +29,10 @@ def test_a_run_is_small_anonymous_and_readable(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     run = read_run(file)
     assert {race.direction for race in run.races} == {"forward", "forward+backward"}
-    for race in run.races:
-        assert set(race.seconds) == {OURS, "eager"}
-        assert race.limit == "copy"
-        assert race.dispatched["eager"] > race.dispatched[OURS] > 0
+    for one in run.races:
+        assert set(one.seconds) == {OURS, "eager"}
+        assert one.limit == "copy"
+        assert one.dispatched["eager"] > one.dispatched[OURS] > 0
     text = file.read_text()
     content = json.loads(text)
     assert set(content["machine_info"]["versions"]) == {"emc_fast", "torch", "numpy", "python", "compiler"}
@@ -60,6 +62,25 @@ def test_profile_command() -> None:
     assert result.exit_code == 0, result.output
     assert "trans_vae, generation, 1 x 8 x 16, 1 thread" in result.output
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_run_keeps_what_passed(tmp_path: Path, monkeypatch, code: int) -> None:
+    def pytest_run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
+        write(Path(file), race())
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", pytest_run)
+    out = tmp_path / "deep" / "run.json"
+    result = CliRunner().invoke(app, ["bench", "run", "--out", str(out)])
+    if code:
+        assert "ended with status 1" in str(result.exception)
+        assert not out.exists()
+        out = out.with_name("run.json.partial")
+    else:
+        assert result.exit_code == 0, result.output
+    assert len(read_run(out).races) == 1
 
 
 def test_run_wants_a_source_tree(tmp_path: Path, monkeypatch) -> None:
