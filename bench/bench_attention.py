@@ -1,59 +1,80 @@
-"""attention against its definition and scaled_dot_product_attention; the sequences of a batch are of different lengths or not."""
+"""attention against the same in plain PyTorch and scaled_dot_product_attention; the sequences of a batch are of different lengths or not.
+
+From T = 1024 on the peak memory is measured as well, which has to grow with T and not with its square.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from emc_fast.ops import attention
-from emc_fast.ops.reference.attention import attention as definition
+from emc_fast.reporting import OURS
+from tests.ops import parity
 
 from .race import Case
+from .rivals import eager_attention, sdpa
 
-# (B, T, H, D): Trans-VAE's training clips and whole clips; REGNN's windows; FaceAIS's context.
+# (B, T, H, D): Trans-VAE's training clips and whole clips; REGNN's 25 graphs of 50 frames and windows; FaceAIS's context and clips.
 SHAPES = [
     (1, 8, 4, 32),
-    (4, 50, 4, 16),
+    (25, 50, 4, 16),
     (64, 50, 4, 32),
     (4, 256, 4, 32),
     (16, 256, 12, 30),
+    (2, 736, 12, 30),
     (1, 750, 4, 32),
     (4, 750, 4, 32),
     (16, 750, 4, 32),
 ]
 SIZES = (
-    [(4, 256, 4, 32, "full"), (4, 750, 4, 32, "full"), (4, 750, 4, 32, "masked")],
-    [(*shape, kind) for kind in ("full", "masked", "causal") for shape in SHAPES],
+    [(25, 50, 4, 16, "full"), (2, 736, 12, 30, "full"), (4, 256, 4, 32, "full"), (4, 750, 4, 32, "full"), (4, 750, 4, 32, "masked")],
+    [(*shape, "full") for shape in SHAPES] + [(*shape, kind) for kind in ("masked", "causal") for shape in SHAPES[3:8:4]],
 )
+FRAMES = ([4096], [1024, 2048, 4096])
 
 
-def sdpa(query, key, value, key_mask=None, causal=False):
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    heads_first = (x.transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal).transpose(1, 2)
-
-
-def test_attention(race, size, direction) -> None:
-    *shape, kind = size
-    batch, frames, heads, width = shape
-    inputs = {name: torch.randn(shape) for name in ("query", "key", "value")}
+def case_of(batch: int, frames: int, heads: int, width: int, kind: str) -> Case:
+    inputs = {name: torch.randn(batch, frames, heads, width) for name in ("query", "key", "value")}
+    keys = batch * frames * (0.5 if kind == "causal" else 1.0)
     if kind == "masked":
         lengths = torch.linspace(frames, frames / 2, batch).long()
         inputs["key_mask"] = torch.arange(frames) < lengths[:, None]
-    products = 2.0 * batch * heads * frames * frames * width * (0.5 if kind == "causal" else 1.0)
-    functions = [partial(f, causal=kind == "causal") for f in (attention, definition, sdpa)]
-    race(
-        Case(
-            "attention",
-            " x ".join(map(str, shape)) + f" {kind}",
-            functions[0],
-            inputs,
-            {"eager": functions[1], "sdpa": functions[2]},
-            compiled=("eager",),
-            differentiate=("query", "key", "value"),
-            flops=(2 * products, 7 * products),  # two products forward, five backward
-        ),
-        direction,
+        keys = float(lengths.sum())
+    pairs = keys * heads * frames
+    ours, eager, fused = (partial(f, causal=kind == "causal") for f in (attention, eager_attention, sdpa))
+    return Case(
+        "attention",
+        f"{batch} x {frames} x {heads} x {width} {kind}",
+        ours,
+        inputs,
+        {"eager": eager, "sdpa": fused},
+        differentiate=("query", "key", "value"),
+        flops=(4 * pairs * width, 14 * pairs * width),  # two products forward, five backward
+        exponentials=(pairs, 2 * pairs),  # backward makes the probabilities again
+        shape={"B": batch, "T": frames, "H": heads, "D": width},
     )
+
+
+def test_attention(race, size, direction) -> None:
+    case = case_of(*size)
+    case.compiled = ("eager",) if size[4] == "full" else ()
+    race(case, direction)
+
+
+def test_long_attention(race, frames, direction) -> None:
+    case = case_of(1, frames, 4, 32, "full")
+    case.series, case.memory = "T", True
+
+    def gate() -> None:
+        """One head is as good as four, which the float64 truth has no room for."""
+        wanted = case.differentiate if direction != "forward" else ()
+        one = {name: x[:, :, :1].contiguous() for name, x in case.inputs.items()}
+        parity.assert_parity(case.function, one, torch.float32, parity.Target("auto", "cpu"), differentiate=wanted)
+
+    case.gate = gate
+    result = race(case, direction)
+    if result.peak_bytes and frames >= 4096:
+        ours, eager = (result.peak_bytes[name] for name in (OURS, "eager"))
+        assert ours <= eager / 10, f"attention at T = {frames} takes {ours} bytes beyond its inputs, more than a tenth of eager's {eager}"

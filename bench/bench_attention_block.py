@@ -1,18 +1,29 @@
-"""attention_block against its definition and against the same block written with scaled_dot_product_attention."""
+"""attention_block against the same block in plain PyTorch and with scaled_dot_product_attention; how its cost grows."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 from emc_fast.ops import AttentionBlockWeights, attention_block
-from emc_fast.ops.reference.attention_block import attention_block as definition
 
 from .race import Case
+from .rivals import block_on, eager_attention, sdpa
 
 # (B, T, d, heads)
-SIZES = ([(4, 256, 128, 4)], [(1, 8, 128, 4), (64, 50, 64, 4), (4, 256, 128, 4), (16, 256, 360, 12), (1, 750, 128, 4), (16, 750, 128, 4)])
+SIZES = (
+    [(1, 8, 128, 4), (4, 256, 128, 4)],
+    [(1, 8, 128, 4), (64, 50, 64, 4), (4, 256, 128, 4), (16, 256, 360, 12), (1, 750, 128, 4), (16, 750, 128, 4)],
+)
 MATRICES = ("w_q", "w_k", "w_v", "w_o")
+
+# What grows: sizes as above, and the number of threads.
+GROWTH = (
+    [("T", (1, frames, 128, 4), 1) for frames in (8, 128, 512)],
+    [("T", (1, frames, 128, 4), 1) for frames in (8, 32, 128, 512, 1024, 2048, 4096)]
+    + [("B", (batch, 50, 128, 4), 1) for batch in (1, 4, 16, 64)]
+    + [("d", (4, 256, width, heads), 1) for width, heads in ((64, 2), (128, 4), (256, 8), (360, 12), (512, 16))]
+    + [("threads", (4, 256, 128, 4), threads) for threads in (1, 2)],
+)
 
 
 def gather(weights: dict[str, torch.Tensor]) -> AttentionBlockWeights:
@@ -21,17 +32,7 @@ def gather(weights: dict[str, torch.Tensor]) -> AttentionBlockWeights:
     return AttentionBlockWeights(**weights, **bias, ln_weight=ln[0], ln_bias=ln[1])
 
 
-def with_sdpa(x, memory, weights, *, num_heads):
-    q, k, v = (
-        linear(y, w, b).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-        for y, w, b in ((x, weights.w_q, weights.b_q), (memory, weights.w_k, weights.b_k), (memory, weights.w_v, weights.b_v))
-    )
-    attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-    return layer_norm(x + linear(attended, weights.w_o, weights.b_o), x.shape[-1:], weights.ln_weight, weights.ln_bias)
-
-
-def test_attention_block(race, size, direction) -> None:
-    batch, frames, width, heads = size
+def case_of(batch: int, frames: int, width: int, heads: int) -> Case:
     inputs = {name: torch.randn(batch, frames, width) for name in ("x", "memory")}
     inputs |= {name: torch.randn(width, width) / width**0.5 for name in MATRICES}
 
@@ -39,16 +40,30 @@ def test_attention_block(race, size, direction) -> None:
         return lambda x, memory, **weights: block(x, memory, gather(weights), num_heads=heads)
 
     flops = 4 * 2.0 * batch * frames * width**2 + 4.0 * batch * frames**2 * width
-    race(
-        Case(
-            "attention_block",
-            " x ".join(map(str, size)),
-            of(attention_block),
-            inputs,
-            {"eager": of(definition), "sdpa": of(with_sdpa)},
-            compiled=("sdpa",),
-            differentiate=tuple(inputs),
-            flops=(flops, 3 * flops),
-        ),
-        direction,
+    pairs = float(batch * heads * frames**2)
+    return Case(
+        "attention_block",
+        f"{batch} x {frames} x {width} x {heads}",
+        of(attention_block),
+        inputs,
+        {"eager": of(block_on(eager_attention)), "sdpa": of(block_on(sdpa))},
+        differentiate=tuple(inputs),
+        flops=(flops, 3 * flops),
+        exponentials=(pairs, 2 * pairs),
+        shape={"B": batch, "T": frames, "d": width, "H": heads},
     )
+
+
+def test_attention_block(race, size, direction) -> None:
+    case = case_of(*size)
+    case.compiled = ("sdpa",)
+    race(case, direction)
+
+
+def test_growth(race, growth, direction) -> None:
+    """Without torch.compile, which would take minutes for it."""
+    grows, size, threads = growth
+    case = case_of(*size)
+    case.series = grows
+    case.size = f"{case.size}, along {grows}"
+    race(case, direction, threads=threads)

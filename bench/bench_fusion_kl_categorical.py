@@ -10,7 +10,7 @@ from emc_fast.ops.reference.fusion_kl_categorical import fusion_kl_categorical a
 from .race import Case
 
 # FaceAIS: 1000 codes, one distribution per frame; 2048 entries with its special tokens.
-SIZES = ([(32, 1000), (4096, 1000)], [(1, 1000), (32, 1000), (512, 1000), (4096, 1000), (4096, 2048), (11776, 1000)])
+SIZES = ([(32, 1000), (4096, 1000)], [(32, 1000), (512, 1000), (4096, 1000), (4096, 2048), (11776, 1000)])
 NAMES = ("real", "comp_face", "comp_speech")
 
 

@@ -1,11 +1,11 @@
 """The measures against the published way: tslearn pair by pair, NumPy channel by channel and lag by lag.
 
-    pytest bench/bench_metrics.py -s            # 8 clips x 10 draws x 10 listeners, one thread each
-    pytest bench/bench_metrics.py -s --full     # 64 clips, and a whole test set by the command (4 GB of disk, two threads)
+    pytest bench/bench_metrics.py               # 8 clips x 10 draws x 10 listeners, one thread each
+    pytest bench/bench_metrics.py -s --whole    # 64 clips, and a whole test set by the command (4 GB of disk, two threads)
 
 CPU time of the process, one thread each, medians. Ours goes over all clips in every round, and the published way stands before and after it
 in the same round: it takes 10 pairs of FRDist and FRCorr, one of FRSyn, and its time for all is that for one times their number (a pair's
-work does not depend on what it holds). The gate compares values first. `--full` takes five to seven minutes on two idle cores.
+work does not depend on what it holds). The gate compares values first. `--whole` takes five to seven minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from emc_fast.metrics.frdist import nearest_warped
 from emc_fast.metrics.frsyn import synchrony_offsets
 from emc_fast.ops import dtw as batched
 from emc_fast.ops._library import native
+from emc_fast.reporting import OURS, Race
 
 DRAWS = LISTENERS = 10
 FRAMES = 750
@@ -54,7 +56,7 @@ class Problem:
 
     def __init__(self, request: pytest.FixtureRequest, kind: str) -> None:
         rng = np.random.default_rng(0)
-        clips = 64 if request.config.getoption("--full") else 8
+        clips = 64 if request.config.getoption("--whole") else 8
         self.pred, self.target = reactions(rng, clips, DRAWS, kind=kind), reactions(rng, clips + LISTENERS, kind=kind)
         self.appropriate = np.zeros((clips, clips + LISTENERS), dtype=bool)
         for n in range(clips):
@@ -91,21 +93,37 @@ def cpu_time(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(name: str, ours: Callable[[], object], pairs: int, theirs: Callable[[], object], their_pairs: int) -> float:
-    """Print and return how many times faster ours is a pair, with the extremes over rounds."""
-    mine, other, ratios = [], [], []
-    for _ in range(3):
-        before = cpu_time(theirs) / their_pairs
-        mine.append(cpu_time(ours) / pairs)
-        after = cpu_time(theirs) / their_pairs
-        other += [before, after]
-        ratios.append((before + after) / 2 / mine[-1])
-    a, b = float(np.median(mine)), float(np.median(other))
-    print(
-        f"\n{name}: {pairs} pairs, {b * 1e3:.2f} ms a pair the published way, {a * 1e6:.1f} us ours: {b / a:.0f} times "
-        f"({min(ratios):.0f} to {max(ratios):.0f}); {b * pairs:.0f} s against {a * pairs:.2f} s for all"
-    )
-    return b / a
+Compare = Callable[[str, str, Callable[[], object], int, Callable[[], object], int], None]
+
+
+@pytest.fixture
+def compare(benchmark, publish) -> Compare:
+    """Time ours and the published way in turns, a pair each, and put the medians where races are put."""
+
+    def start(name: str, size: str, ours: Callable[[], object], pairs: int, theirs: Callable[[], object], their_pairs: int) -> None:
+        mine: list[float] = []
+        between: list[float] = []
+
+        def before() -> None:
+            between.append(cpu_time(theirs) / their_pairs)
+
+        def ours_timed() -> None:
+            mine.append(cpu_time(ours) / pairs)
+
+        benchmark.group = name
+        benchmark.pedantic(ours_timed, setup=before, rounds=3)
+        if benchmark.disabled:
+            return
+        before()
+        race = Race(name, f"{pairs} pairs, {size}, a pair", "measure", 1, rounds=3, calls_per_round=pairs)
+        race.seconds = {OURS: float(np.median(mine)), "published": float(np.median(between))}
+        published = [(first + then) / 2 for first, then in pairwise(between)]
+        ratios = [their / my for their, my in zip(published, mine, strict=True)]
+        race.quartiles["published"] = [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
+        benchmark.extra_info |= race.extra_info()
+        publish(race)
+
+    return start
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +134,7 @@ def _quiet() -> Iterator[None]:
 
 
 @KINDS
-def test_frdist(kind: str, request: pytest.FixtureRequest) -> None:
+def test_frdist(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
     problem = Problem(request, kind)
 
     def ours() -> NDArray:
@@ -126,11 +144,11 @@ def test_frdist(kind: str, request: pytest.FixtureRequest) -> None:
         return [published_distance(problem.pred[0, 0], listener) for listener in problem.target[:LISTENERS]]
 
     assert ours()[0, 0] == pytest.approx(min(theirs()), rel=1e-6)
-    compare(f"FRDist ({kind})", ours, problem.pairs, theirs, LISTENERS)
+    compare("FRDist", kind, ours, problem.pairs, theirs, LISTENERS)
 
 
 @KINDS
-def test_frcorr(kind: str, request: pytest.FixtureRequest) -> None:
+def test_frcorr(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
     problem = Problem(request, kind)
 
     def ours() -> NDArray:
@@ -140,11 +158,11 @@ def test_frcorr(kind: str, request: pytest.FixtureRequest) -> None:
         return [published_concordance(problem.pred[0, 0], listener) for listener in problem.target[:LISTENERS]]
 
     assert ours()[0, 0] == pytest.approx(max(theirs()), rel=1e-4, abs=1e-6)  # the published means and variances are in float32
-    compare(f"FRCorr ({kind})", ours, problem.pairs, theirs, LISTENERS)
+    compare("FRCorr", kind, ours, problem.pairs, theirs, LISTENERS)
 
 
 @KINDS
-def test_frsyn(kind: str, request: pytest.FixtureRequest) -> None:
+def test_frsyn(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
     problem = Problem(request, kind)
     speaker = problem.target[: len(problem.pred)]
 
@@ -155,7 +173,7 @@ def test_frsyn(kind: str, request: pytest.FixtureRequest) -> None:
         return published_offset(problem.pred[0, 0], speaker[0])
 
     assert ours()[0, 0] == theirs()
-    compare(f"FRSyn ({kind})", ours, problem.pairs // LISTENERS, theirs, 1)
+    compare("FRSyn", kind, ours, problem.pairs // LISTENERS, theirs, 1)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -205,8 +223,8 @@ finally:
 
 def test_whole_test_set(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """1612 clips of ten draws with ten listeners each by the command, on two threads: time, and memory beyond the mapped file."""
-    if not request.config.getoption("--full"):
-        pytest.skip("takes minutes and 4 GB of disk: --full")
+    if not request.config.getoption("--whole"):
+        pytest.skip("takes minutes and 4 GB of disk: --whole")
     clips = 1612
     rng = np.random.default_rng(0)
     root = tmp_path / "tree"

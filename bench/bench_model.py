@@ -1,86 +1,90 @@
-"""The whole EMCModel: a training step and the generation of K = 10 reactions, against the same model on the definitions."""
+"""Whole models: a training step and the generation of K = 10 reactions, against the same model on plain PyTorch (rivals.py).
+
+Trans-VAE, REGNN and FaceAIS, each with EMC. The gate compares with the float64 model on the definitions. The rivals draw from torch's
+generator, so their results differ; the time of the definitions themselves, which make the specified noise in float64, would be no measure.
+Under `torch.compile` they run with --compile-models alone, for it may take five minutes.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from emc_fast import EMCConfig, EMCModel
-from emc_fast.ops import use_backend
+from emc_fast.reporting.workloads import TARGETS, generation, streams, training_step
 from emc_fast.training.presets import RECIPES, SMALL
-from tests.ops import parity
 
-from .race import Case, reference
+from .race import Case, module_gate
+from .rivals import PLAIN
 
-# (B, T, d): training clips and whole clips of Trans-VAE
-SIZES = ([(2, 256, 128)], [(1, 64, 128), (4, 256, 128), (16, 256, 128), (1, 750, 128), (4, 750, 128)])
-REGNN_WINDOWS, REGNN_LISTENERS = 16, 10
-"""A step of the published recipe has 128 windows; on a CPU an eighth of that says the same."""
-
-
-def streams(batch: int, frames: int, *, targets: bool, listeners: int = 0) -> dict[str, Tensor]:
-    widths = {"face": 58, "speech": 78, "face_emotion": 25, "speech_emotion": 10}
-    widths |= {"target_3dmm": 58, "target_emotion": 25} if targets else {}
-    given = {name: torch.randn(batch, frames, width) for name, width in widths.items()}
-    return given | ({"appropriate_emotion": torch.randn(batch, frames, listeners, 25)} if listeners else {})
-
-
-TARGETS = (("3dmm", 58), ("emotion", 25))
+GENERATION = ([(1, 750, 128)], [(1, 64, 128), (1, 750, 128)])
+TRAINING = ([(4, 256, 128)], [(1, 256, 128), (4, 256, 128)])
+"""(B, T, d): whole clips and training clips of Trans-VAE"""
+REGNN_FRAMES = ([750], [50, 750])
+REGNN_WINDOWS = ([16], [16, 128])
+"""A step of the published recipe has 128 windows; an eighth of that says nearly the same in less time."""
+REGNN_LISTENERS = 10
+FACEAIS = {"small": (SMALL["faceais"]["model"], 4, 64, 3), "published": (RECIPES["faceais"]["model"], 1, 288, 2)}
+"""FaceAIS by size: model, clips, frames, reactions."""
 
 
 def built(width: int, backbone: str = "trans_vae") -> EMCModel:
     return EMCModel(EMCConfig(d_model=width, backbone=backbone))
 
 
-def gate(outcome: Any, model: EMCModel, inputs: dict[str, Tensor]) -> None:
-    """The error rule of the tests for all that `outcome` gives: the float64 model on the definitions is the truth."""
-    with use_backend("reference"):
-        truth = outcome(copy.deepcopy(model).double(), {n: x.double() for n, x in inputs.items()})
-        eager = outcome(copy.deepcopy(model), inputs)
-    got = outcome(copy.deepcopy(model), inputs)
-    for name in truth:
-        parity.assert_close(name, got[name], eager[name], truth[name])
+def test_generation(race, generation_size) -> None:
+    batch, frames, width = generation_size
+    race_generation(
+        race, "Trans-VAE + EMC", f"{batch} x {frames} x {width}, K=10", built(width).eval(), streams(batch, frames, targets=False)
+    )
 
 
-def test_generation(race, size) -> None:
-    batch, frames, width = size
-    race_generation(race, f"{batch} x {frames} x {width}, K=10", built(width).eval(), streams(batch, frames, targets=False))
+def test_training_step(race, request, training_size) -> None:
+    batch, frames, width = training_size
+    compiled = ("eager",) if request.config.getoption("--compile-models") else ()
+    model, inputs = built(width).train(), streams(batch, frames, targets=True)
+    race_training(race, "Trans-VAE + EMC", f"{batch} x {frames} x {width}", model, inputs, compiled)
 
 
-def test_training_step(race, size) -> None:
-    batch, frames, width = size
-    race_training(race, f"{batch} x {frames} x {width}", built(width).train(), streams(batch, frames, targets=True))
+def test_regnn_generation(race, regnn_frames) -> None:
+    model, inputs = built(128, "regnn").eval(), streams(1, regnn_frames, targets=False)
+    race_generation(race, "REGNN + EMC", f"1 x {regnn_frames} x 128, K=10", model, inputs)
 
 
-@pytest.mark.parametrize("frames", [50, 750])
-def test_regnn_generation(race, frames) -> None:
-    race_generation(race, f"REGNN 1 x {frames} x 128, K=10", built(128, "regnn").eval(), streams(1, frames, targets=False))
-
-
-def test_regnn_training_step(race) -> None:
-    inputs = streams(REGNN_WINDOWS, 50, targets=True, listeners=REGNN_LISTENERS)
+def test_regnn_training_step(race, regnn_windows) -> None:
+    inputs = streams(regnn_windows, 50, targets=True, listeners=REGNN_LISTENERS)
     model = built(128, "regnn").train()
     model(**inputs, seed=3)  # ActNorm takes its beginning
-    race_training(race, f"REGNN {REGNN_WINDOWS} x 50 x 128, {REGNN_LISTENERS} listeners", model, inputs)
+    race_training(race, "REGNN + EMC", f"{regnn_windows} x 50 x 128, {REGNN_LISTENERS} listeners", model, inputs)
 
 
-def race_generation(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
+def race_generation(race, name: str, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            out = net(**tensors, num_samples=10, seed=3)
+            out = net(**tensors, num_samples=3, seed=3)  # draws do not depend on their number, and the truth takes its time
         return {"reaction_3dmm": out.reaction_3dmm, "reaction_emotion": out.reaction_emotion}
 
-    def generate(**tensors: Tensor) -> Tensor:
-        return outcome(model, tensors)["reaction_3dmm"]
+    generate = generation(model, validate=False)
+    race(
+        Case(
+            name,
+            size,
+            generate,
+            inputs,
+            dict.fromkeys(PLAIN, generate),
+            kind="generation",
+            contexts=PLAIN,
+            gate=lambda: module_gate(outcome, model, inputs),
+            alike=False,
+            memory=True,
+        )
+    )
 
-    race(Case("model, generation", size, generate, inputs, {"reference": reference(generate)}, gate=lambda: gate(outcome, model, inputs)))
 
-
-def race_training(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
+def race_training(race, name: str, size: str, model: EMCModel, inputs: dict[str, Tensor], compiled: tuple[str, ...] = ()) -> None:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         total = net(**tensors, seed=3).losses["total"]
         names, weights = zip(*((n, p) for n, p in net.named_parameters() if p.requires_grad), strict=True)
@@ -88,68 +92,55 @@ def race_training(race, size: str, model: EMCModel, inputs: dict[str, Tensor]) -
         flat = [g.flatten() for name, g in zip(names, grads, strict=True) if g is not None]
         return {"total": total.detach(), "all gradients": torch.cat(flat)}
 
-    def step_of(net: EMCModel):
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-
-        def step(**tensors: Tensor) -> Tensor:
-            with torch.enable_grad():
-                optimizer.zero_grad()
-                total = net(**tensors, seed=3).losses["total"]
-                total.backward()
-                optimizer.step()
-            return total.detach()
-
-        return step
-
     race(
         Case(
-            "model, training step",
+            name,
             size,
-            step_of(copy.deepcopy(model)),
+            training_step(copy.deepcopy(model), validate=False),
             inputs,
-            {"reference": reference(step_of(copy.deepcopy(model)))},
-            gate=lambda: gate(outcome, model, inputs),
+            {name: training_step(copy.deepcopy(model), validate=False) for name in PLAIN},
+            kind="training step",
+            compiled=compiled,
+            contexts=PLAIN,
+            gate=lambda: module_gate(outcome, model, inputs),
+            alike=False,
+            memory=True,
         )
     )
 
 
-FACEAIS = {"small": (SMALL["faceais"]["model"], 4, 64, 3), "published": (RECIPES["faceais"]["model"], 2, 288, 10)}
-"""FaceAIS by size: model, clips, frames, reactions."""
+def test_faceais_generation(race) -> None:
+    """Patch after patch with tokens drawn; the published size takes minutes of every contestant."""
+    model, inputs, size, draws = faceais("small", training=False)
+    work = generation(model, draws, validate=False)
+    race_faceais(race, "generation", f"{size}, K={draws}", model, inputs, work, dict.fromkeys(PLAIN, work))
 
 
-@pytest.mark.parametrize("which", FACEAIS)
-@pytest.mark.parametrize("task", ["generation", "training step"])
-def test_faceais(race, request, which: str, task: str) -> None:
-    """Patch after patch with tokens drawn; and a step of the predictor on a tokenizer that rests."""
-    if which == "published" and not request.config.getoption("--full"):
-        pytest.skip("113 million parameters: with --full")
+@pytest.mark.parametrize("faceais_model", ["small", "published"])
+def test_faceais_training_step(race, request, faceais_model) -> None:
+    """A step of the predictor on a tokenizer that rests."""
+    if faceais_model == "published" and not request.config.getoption("--whole"):
+        pytest.skip("113 million parameters take minutes: --whole")
+    model, inputs, size, _ = faceais(faceais_model, training=True)
+    work = training_step(copy.deepcopy(model), validate=False)
+    rivals = {name: training_step(copy.deepcopy(model), validate=False) for name in PLAIN}
+    race_faceais(race, "training step", size, model, inputs, work, rivals)
+
+
+def faceais(which: str, *, training: bool) -> tuple[EMCModel, dict[str, Tensor], str, int]:
     fields, batch, frames, draws = FACEAIS[which]
-    model = EMCModel(EMCConfig(**{"backbone": "faceais", "dropout": 0.0, **fields})).train(task != "generation")
-    inputs = streams(batch, frames, targets=task != "generation")
+    model = EMCModel(EMCConfig(**{"backbone": "faceais", "dropout": 0.0, **fields})).train(training)
+    return model, streams(batch, frames, targets=training), f"{which}, {batch} x {frames}", draws
 
+
+def race_faceais(race, kind: str, size: str, model: EMCModel, inputs: dict[str, Tensor], work, rivals) -> None:
     def logits(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         # Z given the target's past, and the loss: a token that rounding decides otherwise would change all that is drawn after it.
-        first = {name: x[:1, :64] for name, x in tensors.items()} | {f"target_{n}": torch.zeros(1, min(frames, 64), w) for n, w in TARGETS}
+        first = {name: x[:1, :64] for name, x in tensors.items()}
+        first |= {name: torch.zeros(1, first["face"].shape[1], width) for name, width in TARGETS.items()}
         with torch.no_grad():
             out = net.eval()(**{name: x.to(tensors["face"].dtype) for name, x in first.items()}, seed=3)
         return {"logits": torch.cat([z.logits for z in out.distribution], 2), "cross_entropy": out.losses["cross_entropy"]}
 
-    def work_of(net: EMCModel):
-        optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5)
-
-        def work(**tensors: Tensor) -> Tensor:
-            if task == "generation":
-                with torch.no_grad():
-                    return net(**tensors, num_samples=draws, seed=3).reaction_3dmm
-            with torch.enable_grad():
-                optimizer.zero_grad()
-                total = net(**tensors, seed=3).losses["total"]
-                total.backward()
-                optimizer.step()
-            return total.detach()
-
-        return work
-
-    size = f"{which}, {batch} x {frames}" + (f", K={draws}" if task == "generation" else "")
-    mine, other = work_of(copy.deepcopy(model)), work_of(copy.deepcopy(model))
-    race(Case(f"FaceAIS, {task}", size, mine, inputs, {"reference": reference(other)}, gate=lambda: gate(logits, model, inputs)))
+    gate = lambda: module_gate(logits, model, inputs)  # noqa: E731
+    race(Case("FaceAIS + EMC", size, work, inputs, rivals, contexts=PLAIN, gate=gate, alike=False, memory=True, kind=kind))

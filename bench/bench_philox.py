@@ -31,5 +31,6 @@ def test_philox_normal(race, size) -> None:
             {"definition": reference(ours), "torch.randn": lambda seed: torch.randn(size)},
             bytes_moved=(4.0 * size[0] * size[1],) * 2,
             gate=gate,
+            alike=False,
         )
     )

@@ -1,16 +1,42 @@
-"""Options, the fixture `race`, and the table at the end."""
+"""Options, the fixture `race`, what goes into the JSON file, and the table at the end."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
 
-from .race import Case, Result, Settings, run_race, table
+from emc_fast import __version__
+from emc_fast.ops._library import native
+from emc_fast.reporting import Race
+from emc_fast.reporting.races import rounded
 
-RESULTS = pytest.StashKey[list[Result]]()
+from .limits import machine_limits
+from .race import Case, Settings, run_race, table
+
+RACES = pytest.StashKey[list[Race]]()
+
+
+OVER = {
+    "size": "SIZES",
+    "growth": "GROWTH",
+    "frames": "FRAMES",
+    "generation_size": "GENERATION",
+    "training_size": "TRAINING",
+    "regnn_frames": "REGNN_FRAMES",
+    "regnn_windows": "REGNN_WINDOWS",
+}
+"""Arguments of benchmarks, and the (short, full) pair of lists in their module."""
+
+
+def in_short(value: Any) -> str:
+    return "x".join(map(in_short, value)) if isinstance(value, tuple) else str(value)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,10 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=1, help="threads of torch and of the kernels (default 1)")
     group.addoption("--budget", type=float, default=2.0, help="seconds that one race may take, preparations apart (default 2)")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time of a run")
+    group.addoption("--compile-models", action="store_true", help="torch.compile a whole model's training step too: minutes")
+    group.addoption("--whole", action="store_true", help="FaceAIS as published; the metrics over 64 clips and a whole test set")
+    group.addoption("--compile-within", type=float, default=300.0, help="seconds that torch.compile may take for one rival (default 300)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RESULTS] = []
+    config.stash[RACES] = []
     config.option.benchmark_quiet = True  # its table holds rounds, not calls, and no rivals; the one below replaces it
 
 
@@ -34,11 +63,11 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`size` runs over the module's SIZES, the short list or the full one, and `direction` over what can be timed."""
-    if "size" in metafunc.fixturenames:
-        short, full = metafunc.module.SIZES
-        sizes = full if metafunc.config.getoption("--full") else short
-        metafunc.parametrize("size", sizes, ids=lambda size: "x".join(map(str, size)))
+    """What `OVER` names runs over a list of the module, the short one or the full one, and `direction` over what can be timed."""
+    for name, of_module in OVER.items():
+        if name in metafunc.fixturenames:
+            short, full = getattr(metafunc.module, of_module)
+            metafunc.parametrize(name, full if metafunc.config.getoption("--full") else short, ids=in_short)
     if "direction" in metafunc.fixturenames:
         metafunc.parametrize("direction", ["forward", "forward+backward"])
 
@@ -53,21 +82,72 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def race(request: pytest.FixtureRequest, benchmark) -> Callable[[Case, str], Result]:
-    """Race a case against its rivals: first the gate, then all of them interleaved."""
-    option = request.config.getoption
-    settings = Settings(budget=option("--budget"), compile=not option("--no-compile"), threads=option("--threads"))
+def publish(request: pytest.FixtureRequest) -> Callable[[Race], None]:
+    """Put a race into the table at the end."""
+    return request.config.stash[RACES].append
 
-    def start(case: Case, direction: str = "forward") -> Result:
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, benchmark, publish) -> Callable[..., Race]:
+    """Race a case against its rivals: first the gate, then all of them interleaved; `threads` other than --threads for a series."""
+    option = request.config.getoption
+
+    def start(case: Case, direction: str = "forward", threads: int | None = None) -> Race:
+        settings = Settings(option("--budget"), not option("--no-compile"), option("--compile-within"), threads or option("--threads"))
+        torch.set_num_threads(settings.threads)
         result = run_race(case, direction, settings, benchmark)
-        request.config.stash[RESULTS].append(result)
+        if result.seconds:
+            publish(result)
         return result
 
     return start
 
 
+def processor() -> str:
+    """The model of the processor as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What a ratio depends on, and nothing that tells whose machine it was."""
+    library = native()
+    machine_info.clear()
+    machine_info.update(
+        cpu=processor(),
+        cores=os.cpu_count(),
+        architecture=platform.machine(),
+        system=platform.system(),
+        isa=library.isa,
+        torch_isa=torch.backends.cpu.get_cpu_capability(),
+        versions={
+            "emc_fast": __version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+            "compiler": library.stamp.get("compiler", ""),
+        },
+    )
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    for name in set(commit_info) - {"id", "time", "dirty"}:
+        del commit_info[name]
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Keep the file small enough to commit (pytest-benchmark's own times are those of a round), and put the machine's limits into it."""
+    output_json["machine_info"]["limits"] = rounded(machine_limits(config.getoption("--threads")))
+    output_json["benchmarks"] = [
+        {"name": item["name"], "group": item["group"], "extra_info": item["extra_info"]} for item in output_json["benchmarks"]
+    ]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if results := config.stash[RESULTS]:
+    if races := config.stash[RACES]:
         terminalreporter.section("median of ours; how many times faster than each rival, in one interleaved run")
-        for line in table(results):
+        for line in table(races):
             terminalreporter.write_line(line)

@@ -1,38 +1,49 @@
 """One race: is it right, then how fast beside its rivals and beside what the machine can do, all in turns.
 
 Times on a shared machine drift by tens of percent within a minute. So every round runs everybody once, in an order that rotates, and the
-ratio of medians over the rounds is the claim. What the machine reaches in the same rounds (a copy of as many bytes, a matrix product) says
-how much is left.
+ratio of medians over the rounds is the claim. What the machine reaches in the same rounds (limits.py) says how much is left.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import platform
+import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emc_fast import __version__
 from emc_fast.ops import use_backend
 from emc_fast.ops._backend import OPERATORS, choose
 from emc_fast.ops._library import native
+from emc_fast.reporting import OURS, Race
+from emc_fast.reporting.page import limit, memory, ratio
+from emc_fast.reporting.page import time as in_words
 from tests.ops import parity
 
+from .costs import dispatched, peak_bytes
+from .limits import limits_for
+
 Function = Callable[..., Any]
+Amounts = tuple[float, float]
 
 
 @dataclass
 class Case:
     """What is raced: `function` and `rivals` all take `inputs` by name.
 
-    `bytes_moved` and `flops` are what forward, and forward with backward, must move or compute at the least; the matching yardstick is
-    timed along. `gate` replaces the usual error rule (tests/ops/parity.py) where that does not fit.
+    `bytes_moved`, `flops` and `exponentials` are what forward, and forward with backward, must move or compute at the least; the
+    matching limits of the machine are timed along. `differentiate` names inputs, `parameters` are leaves that are differentiated
+    besides. `gate` replaces the usual error rule (tests/ops/parity.py) where that does not fit. Rivals run within their `contexts`;
+    those in `compiled` run under `torch.compile` as well. Where rivals are `alike` (they draw nothing), they must give what ours gives.
+    `shape` and `series` are those of `Race`; `memory` asks for everybody's peak. `kind` is what is recorded as the direction of what is
+    neither a forward pass nor one with its backward pass.
     """
 
     operator: str
@@ -41,33 +52,71 @@ class Case:
     inputs: Mapping[str, Tensor]
     rivals: Mapping[str, Function]
     compiled: tuple[str, ...] = ()
+    contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
     differentiate: tuple[str, ...] = ()
-    bytes_moved: tuple[float, float] | None = None
-    flops: tuple[float, float] | None = None
+    parameters: tuple[Tensor, ...] = ()
+    bytes_moved: Amounts | None = None
+    flops: Amounts | None = None
+    exponentials: Amounts | None = None
     gate: Callable[[], None] | None = None
+    alike: bool = True
+    shape: Mapping[str, int] = field(default_factory=dict)
+    series: str = ""
+    memory: bool = False
+    kind: str = ""
+
+    def work(self, direction: str) -> dict[str, float]:
+        which = 0 if direction == "forward" else 1
+        amounts = {"bytes": self.bytes_moved, "flops": self.flops, "exponentials": self.exponentials}
+        return {name: amount[which] for name, amount in amounts.items() if amount}
 
 
 @dataclass(frozen=True)
 class Settings:
     budget: float
     compile: bool
+    compile_within: float
     threads: int
 
 
 @dataclass
-class Result:
-    operator: str
-    size: str
-    direction: str
-    threads: int
-    backend: str
-    seconds: dict[str, float] = field(default_factory=dict)  # medians; "emc_fast" is ours
-    rate: float = 0.0
-    yardstick: float = 0.0
-    unit: str = ""
+class Contestant:
+    """A call, and the context that it runs in."""
 
-    def ratio(self, rival: str) -> float:
-        return self.seconds[rival] / self.seconds["emc_fast"]
+    run: Callable[[], Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __call__(self) -> Any:
+        with self.context():
+            return self.run()
+
+    def seconds(self, count: int) -> float:
+        """Time of a call, over so many in a row."""
+        with self.context():
+            begin = time.perf_counter()
+            for _ in range(count):
+                self.run()
+            return (time.perf_counter() - begin) / count
+
+
+class OutOfTime(BaseException):
+    """Not an Exception: the compiler catches those and goes on without what failed."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Stop the block by `OutOfTime` once it took so long."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def check(case: Case, direction: str) -> None:
@@ -78,6 +127,17 @@ def check(case: Case, direction: str) -> None:
     floats = [x for x in case.inputs.values() if x.is_floating_point()]
     wanted = case.differentiate if direction != "forward" else ()
     parity.assert_parity(case.function, case.inputs, floats[0].dtype, parity.Target("auto", "cpu"), differentiate=wanted)
+
+
+def module_gate(outcome: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]], net: Any, inputs: Mapping[str, Tensor]) -> None:
+    """The error rule of the tests for all that `outcome` gives: the float64 module on the definitions is the truth."""
+    inputs = dict(inputs)
+    with use_backend("reference"):
+        truth = outcome(copy.deepcopy(net).double(), {n: x.double() for n, x in inputs.items()})
+        eager = outcome(copy.deepcopy(net), inputs)
+    got = outcome(copy.deepcopy(net), inputs)
+    for name in truth:
+        parity.assert_close(name, got[name], eager[name], truth[name])
 
 
 def bound(function: Function, case: Case, direction: str) -> Callable[[], Any]:
@@ -91,91 +151,87 @@ def bound(function: Function, case: Case, direction: str) -> Callable[[], Any]:
         return forward
 
     leaves = {n: x.detach().requires_grad_(n in case.differentiate) for n, x in case.inputs.items()}
-    wanted = [leaves[n] for n in case.differentiate]
-    shapes = parity.outputs_of(function(**leaves))
-    grads = [torch.ones_like(out) for out in shapes]
+    wanted = [*(leaves[n] for n in case.differentiate), *case.parameters]
+    grads: list[Tensor] = []
 
     def both() -> Any:
-        return torch.autograd.grad(parity.outputs_of(function(**leaves)), wanted, grads)
+        outs = parity.outputs_of(function(**leaves))
+        if not grads:  # not ones: LayerNorm's gradient of a plain sum is nothing but rounding
+            grads.extend(torch.linspace(-1, 1, out.numel()).view_as(out) for out in outs)
+        return torch.autograd.grad(outs, wanted, grads)
 
     return both
 
 
-def copy_of(amount: float) -> Callable[[], Any]:
-    source = torch.zeros(max(int(amount) // 8, 1))  # a copy reads and writes: half of the bytes each, four to an element
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-def matrix_product(flops: float) -> tuple[Callable[[], Any], float]:
-    n = min(1024, max(64, 2 ** round(math.log2((flops / 2) ** (1 / 3)))))
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    return lambda: torch.mm(a, b), 2.0 * n**3
-
-
-def run_race(case: Case, direction: str, settings: Settings, benchmark: Any) -> Result:
-    check(case, direction)
-    runners = {"emc_fast": bound(case.function, case, direction)}
+def contestants(case: Case, direction: str, settings: Settings, race: Race) -> dict[str, Contestant]:
+    """Everybody, warmed up; who cannot run is named in the race with the reason."""
+    found = {OURS: Contestant(bound(case.function, case, direction))}
     for name, rival in case.rivals.items():
-        runners[name] = bound(rival, case, direction)
-        if settings.compile and name in case.compiled:
-            torch._dynamo.reset()
-            runners[f"compile({name})"] = bound(torch.compile(rival, dynamic=False), case, direction)
-    which = 0 if direction == "forward" else 1
-    work = case.bytes_moved[which] if case.bytes_moved else case.flops[which] if case.flops else 0.0
-    done = work
-    if case.bytes_moved:
-        runners["copy"] = copy_of(work)
-    elif case.flops:
-        runners["matrix product"], done = matrix_product(work)
+        found[name] = Contestant(bound(rival, case, direction), case.contexts.get(name, nullcontext))
+    for name, contestant in found.items():
+        race.dispatched[name] = dispatched(contestant)  # and warmed up by it
+    if case.alike and direction == "forward":
+        ours = parity.outputs_of(found[OURS]())
+        for name in case.rivals:
+            for a, b in zip(ours, parity.outputs_of(found[name]()), strict=True):
+                torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3 * float(a.abs().max()), msg=lambda m, n=name: f"rival {n}: {m}")
+    for name in case.compiled if settings.compile else ():
+        torch._dynamo.reset()
+        contestant = Contestant(bound(torch.compile(case.rivals[name], dynamic=False), case, direction), found[name].context)
+        try:
+            with deadline(settings.compile_within):
+                contestant()
+        except OutOfTime:
+            race.unmeasured[f"compile({name})"] = f"torch.compile did not finish in {settings.compile_within:g} s"
+        except Exception as error:
+            race.unmeasured[f"compile({name})"] = f"torch.compile failed with {type(error).__name__}"
+        else:
+            found[f"compile({name})"] = contestant
+    return found
 
-    calls = {name: calls_per_round(run) for name, run in runners.items()}
-    slowest = max(calls[name][1] for name in runners) * len(runners)
-    rounds = max(3 if slowest > 1.0 else 5, min(200, int(settings.budget / slowest)))
-    times: dict[str, list[float]] = {name: [] for name in runners if name != "emc_fast"}
-    order = list(times)
+
+def run_race(case: Case, direction: str, settings: Settings, benchmark: Any) -> Race:
+    check(case, direction)
+    race = Race(case.operator, case.size, case.kind or direction, settings.threads, serving(case))
+    race.shape, race.series, race.work = dict(case.shape), case.series, case.work(direction)
+    runners = contestants(case, direction, settings, race)
+    if case.memory:
+        peaks = {name: peak_bytes(runner) for name, runner in runners.items()}
+        race.peak_bytes = {name: peak for name, peak in peaks.items() if peak is not None}
+    yardsticks = limits_for(race.work, settings.threads)
+    runners |= {name: Contestant(call) for name, (call, _) in yardsticks.items()}
+
+    calls = {name: calls_per_round(runner) for name, runner in runners.items()}
+    total = sum(took for _, took in calls.values())
+    race.rounds = max(3 if total > 1.0 else 5, min(200, int(settings.budget / total)))
+    race.calls_per_round, mine = calls[OURS][0], runners[OURS]
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    order = [name for name in runners if name != OURS]
 
     def rivals_first() -> None:
         for name in order:
-            count = calls[name][0]
-            begin = time.perf_counter()
-            for _ in range(count):
-                runners[name]()
-            times[name].append((time.perf_counter() - begin) / count)
+            times[name].append(runners[name].seconds(calls[name][0]))
         order.append(order.pop(0))
 
-    count, mine = calls["emc_fast"][0], runners["emc_fast"]
-
     def ours() -> None:
-        for _ in range(count):
-            mine()
+        times[OURS].append(mine.seconds(race.calls_per_round))
 
-    benchmark.group = f"{case.operator} {direction}"
-    benchmark.pedantic(ours, setup=rivals_first, rounds=rounds, warmup_rounds=0)
+    benchmark.group = f"{race.operator} {race.direction}"
+    benchmark.pedantic(ours, setup=rivals_first, rounds=race.rounds, warmup_rounds=0)
     if benchmark.disabled:
-        return Result(case.operator, case.size, direction, settings.threads, "", {"emc_fast": math.nan})
-    result = Result(case.operator, case.size, direction, settings.threads, serving(case))
-    result.seconds = {"emc_fast": statistics.median(benchmark.stats.stats.data) / count}
-    result.seconds |= {name: statistics.median(values) for name, values in times.items()}
-    if work:
-        scale, result.unit = (1e-9, "GB/s") if case.bytes_moved else (1e-9, "GFLOP/s")
-        result.rate = work * scale / result.seconds["emc_fast"]
-        result.yardstick = done * scale / result.seconds.pop("copy" if case.bytes_moved else "matrix product")
-    benchmark.extra_info |= {
-        "operator": case.operator,
-        "size": case.size,
-        "direction": direction,
-        "threads": settings.threads,
-        "backend": result.backend,
-        "calls_per_round": count,
-        "median_us": {name: value * 1e6 for name, value in result.seconds.items()},
-        "ratio": {name: result.ratio(name) for name in result.seconds if name != "emc_fast"},
-        "rate": result.rate,
-        "yardstick": result.yardstick,
-        "unit": result.unit,
-        "versions": {"emc_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    return result
+        return race
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, (_, factor) in yardsticks.items():
+        spent = medians.pop(name) * factor
+        kind = name.removesuffix(" of the kernels")
+        race.limits[kind] = min(spent, race.limits.get(kind, math.inf))
+    race.seconds = medians
+    for name in race.rivals:
+        paired = [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
+        low, _, high = statistics.quantiles(paired, n=4, method="inclusive")
+        race.quartiles[name] = [low, high]
+    benchmark.extra_info |= race.extra_info()
+    return race
 
 
 def calls_per_round(run: Callable[[], Any], least: float = 2e-3) -> tuple[int, float]:
@@ -195,7 +251,7 @@ def serving(case: Case) -> str:
     """The back end that `auto` takes, with the instruction set of the CPU kernels."""
     if case.operator not in OPERATORS:
         return ""
-    first = next(x for x in case.inputs.values() if x.is_floating_point())
+    first = next((x for x in case.inputs.values() if x.is_floating_point()), torch.empty(0))  # noise has no input but its seed
     backend = choose(case.operator, first.device, first.dtype)
     return f"{backend} {native().isa}" if backend == "cpu" else backend
 
@@ -210,13 +266,13 @@ def reference(function: Function) -> Function:
     return eager
 
 
-def table(results: list[Result]) -> list[str]:
+def table(races: list[Race]) -> list[str]:
     lines = []
-    for r in results:
-        rivals = [f"{name} {r.ratio(name):.2f}x" for name in r.seconds if name != "emc_fast"]
-        rate = f"{r.rate:.3g} {r.unit} of {r.yardstick:.3g}" if r.unit else ""
-        lines.append(
-            f"{r.operator:21} {r.size:22} {r.direction:17} {r.threads} thread{'s' * (r.threads > 1):1} {r.backend:8} "
-            f"{r.seconds['emc_fast'] * 1e6:10.1f} us  {rate:28} {', '.join(rivals)}"
-        )
+    for race in races:
+        rivals = [f"{name} {ratio(race.ratio(name))}" for name in race.rivals]
+        rivals += [f"{name}: {reason}" for name, reason in race.unmeasured.items()]
+        parts = [in_words(race.seconds[OURS]), ", ".join(rivals), limit(race), memory(race) and f"peak {memory(race)}"]
+        threads = f"{race.threads} thread{'s' * (race.threads > 1)}"
+        head = f"{race.operator:21} {race.size:22} {race.direction:17} {threads:9} {race.backend:8} "
+        lines.append(head + "; ".join(filter(None, parts)))
     return lines

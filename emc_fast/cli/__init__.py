@@ -1,4 +1,4 @@
-"""The command ``emc-fast``: one module of this package per subcommand, each with a function ``command``.
+"""The command ``emc-fast``: one module of this package per subcommand, each with a function ``command``, or an ``app`` of several.
 
 The modules import nothing heavy at the top, so that ``emc-fast --help`` answers at once.
 """
@@ -37,7 +37,11 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
-        app.command(_module.name)(import_module(f"{__name__}.{_module.name}").command)
+        _commands = import_module(f"{__name__}.{_module.name}")
+        if hasattr(_commands, "app"):
+            app.add_typer(_commands.app, name=_module.name)
+        else:
+            app.command(_module.name)(_commands.command)
 
 
 def main() -> None:

@@ -1,0 +1,57 @@
+"""What a call costs beside time: peak memory, and operators dispatched."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _status(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_bytes(call: Callable[[], Any]) -> int | None:
+    """Most memory resident during a call, beyond what was resident before; None where the system cannot tell (it is Linux that can).
+
+    The allocator gives back all free pages first, and the system's high-water mark is set to the present: what is then measured is
+    exact to some pages a core, and holds every allocation, torch's or not. The call has to have run before: what a first call leaves for
+    good would count.
+    """
+    if not CLEAR.exists():
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    kept = call()
+    peak = _status("VmHWM")
+    del kept
+    return max(peak - before, 0)
+
+
+class _Count(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def dispatched(call: Callable[[], Any]) -> int:
+    """Operators that one call runs, views apart: what would be launched on a GPU, at the least."""
+    with _Count() as count:
+        call()
+    return count.number

@@ -1,0 +1,120 @@
+"""What this machine can do in the same rounds: a copy, a matrix product, exponentials."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emc_fast.ops._library import native
+
+CPU = Path(__file__).resolve().parents[1] / "csrc" / "cpu"
+FLAGS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+SOURCE = """
+#include "math.h"
+using namespace emc::EMC_ISA;
+extern "C" void exponentials(const float* x, float* y, long n) {
+  for (long i = 0; i + 2 * W <= n; i += 2 * W) { F a = exp(load(x + i)), b = exp(load(x + i + W)); store(y + i, a); store(y + i + W, b); }
+}
+"""
+CACHED = 1 << 15
+"""Elements of the array of exponentials: in and out stay in the first two levels of cache."""
+
+
+def copy_of(amount: float) -> tuple[Callable[[], Any], float]:
+    source = torch.zeros(max(int(amount) // 8, 1))  # a copy reads and writes: half of the bytes each, four to an element
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), max(8 * source.numel(), 1)
+
+
+def matrix_product(flops: float) -> tuple[Callable[[], Any], float]:
+    n = min(1024, max(64, 2 ** round(math.log2((flops / 2) ** (1 / 3)))))
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return lambda: torch.mm(a, b), 2.0 * n**3
+
+
+@functools.cache
+def kernel_exp() -> Callable[[int, int, int], None] | None:
+    """The kernels' own exponential over an array, compiled for the instruction set in use; None without a compiler."""
+    compiler, isa = shutil.which("c++"), native().isa
+    if compiler is None or isa not in FLAGS:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="emc-bench-"))
+    try:
+        (folder / "exp.cpp").write_text(SOURCE)
+        options = ["-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fPIC", "-shared"]
+        command = [compiler, *options, *FLAGS[isa], f"-DEMC_ISA={isa}", f"-I{CPU}", str(folder / "exp.cpp"), "-o", str(folder / "exp.so")]
+        if subprocess.run(command, capture_output=True).returncode:
+            return None
+        function = ctypes.CDLL(str(folder / "exp.so")).exponentials
+    finally:
+        shutil.rmtree(folder)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+    return function
+
+
+def exponentials(*, ours: bool) -> tuple[Callable[[], Any], float] | None:
+    """A pass over a cached array by `torch.exp`, or by the kernels' exponential (on one thread; None without a compiler)."""
+    x = torch.linspace(-20, 0, CACHED)
+    y = torch.empty_like(x)
+    if not ours:
+        return lambda: torch.exp(x, out=y), float(CACHED)
+    function = kernel_exp()
+    if function is None:
+        return None
+    # The tensors stay bound to the closure, so the addresses stay good.
+    return lambda: function(x.data_ptr(), y.data_ptr(), x.numel()), float(CACHED)
+
+
+def machine_limits(threads: int) -> dict[str, float]:
+    """GB/s of a copy beyond the caches, GFLOP/s of a matrix product, 1e9 exponentials a second; the best of some tries."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    at = f"{threads} thread{'s' * (threads > 1)}"
+    calls = {f"copy, {at}": copy_of(2**29), f"matrix product, {at}": matrix_product(2e9), f"torch.exp, {at}": exponentials(ours=False)}
+    calls["exponential of the kernels, 1 thread"] = exponentials(ours=True)
+    found = {}
+    try:
+        for name, pair in calls.items():
+            if pair is not None:
+                call, done = pair
+                count = max(1, int(1e8 / done)) if "exp" in name else 1
+                spent = []
+                for _ in range(7):
+                    begin = time.perf_counter()
+                    for _ in range(count):
+                        call()
+                    spent.append((time.perf_counter() - begin) / count)
+                found[name] = done * 1e-9 / min(spent)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def limits_for(work: Mapping[str, float], threads: int) -> dict[str, tuple[Callable[[], Any], float]]:
+    """Yardsticks for an amount of work: for each a call, and by what its time is multiplied to be that of the whole work.
+
+    There are two of exponentials, torch's and ours on one thread (which is shared out by the number of threads); the faster one counts.
+    """
+    found = {}
+    if work.get("bytes"):
+        call, done = copy_of(work["bytes"])
+        found["copy"] = call, work["bytes"] / done
+    if work.get("flops"):
+        call, done = matrix_product(work["flops"])
+        found["matrix product"] = call, work["flops"] / done
+    if work.get("exponentials"):
+        call, done = exponentials(ours=False)  # type: ignore[misc]
+        found["exponential"] = call, work["exponentials"] / done
+        if mine := exponentials(ours=True):
+            found["exponential of the kernels"] = mine[0], work["exponentials"] / mine[1] / threads
+    return found

@@ -1,0 +1,238 @@
+"""``emc-fast bench``: run the benchmarks, turn their files into tables, pages and plots, compare two runs, see where a step spends time."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..reporting import Race, Run, Verdict
+
+app = typer.Typer(help="Benchmarks: run them, report them, compare two runs, profile a step.", no_args_is_help=True)
+ROOT = Path(__file__).resolve().parents[2]
+"""The source tree, where there is one around the package."""
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 180  # a file has no edge
+    return console
+
+
+@app.command()
+def run(
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write. [default: bench/results/<machine>/<threads>-threads.json of the source tree]")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every size of the field.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Race torch.compile too; takes most of the time.")] = True,
+    budget: Annotated[float, typer.Option(min=0.01, help="Seconds for one race, preparations apart.")] = 2.0,
+    compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model too: up to five minutes.")] = False,
+    select: Annotated[str | None, typer.Option("-k", help="Only benchmarks of this expression, as pytest takes it.")] = None,
+) -> None:
+    """Run `pytest bench/` of the source tree and keep its JSON: under eight minutes of a quiet machine, with --full under twenty-five."""
+    import os
+    import subprocess
+    import tempfile
+
+    from ..errors import EmcError
+    from ..reporting.races import read_run, write_compact
+
+    if not (ROOT / "bench" / "conftest.py").exists():
+        raise EmcError(
+            f"{ROOT}: has no bench/; the benchmarks are in the source tree and not in the package: git clone, then pip install -e ."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "run.json"
+        options = ["--threads", str(threads), "--budget", str(budget), f"--benchmark-json={fresh}"]
+        options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
+        options += ["-k", select] if select else []
+        command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", "-q", *options]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}).returncode
+        if not fresh.exists() or not fresh.stat().st_size:
+            raise EmcError(f"pytest bench/ ended with status {code} and measured nothing")
+        measured = read_run(fresh)
+        out = out or ROOT / "bench" / "results" / measured.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if code:
+            out = out.with_name(out.name + ".partial")
+        write_compact(fresh, out)
+        if code:
+            raise EmcError(f"pytest bench/ ended with status {code}; what passed is in {out}, which no report takes up by itself")
+    _console().print(f"{out}: {len(measured.races)} races", soft_wrap=True)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="JSON files of `pytest bench/ --benchmark-json`, or folders of them. [default: bench/results]"),
+    ] = None,
+    update: Annotated[bool, typer.Option("--update", help="Write docs/performance.md, README.md and docs/img/ of --root.")] = False,
+    root: Annotated[Path, typer.Option(help="Source tree that --update writes into.")] = ROOT,
+    plots: Annotated[Path | None, typer.Option(help="Write the plots into this folder (needs the extra viz).")] = None,
+) -> None:
+    """Print every race as a table; with --update also as Markdown between the markers of the documentation, and as plots."""
+    from ..reporting import insert, merge, page, read_runs, summary
+    from ..reporting.plots import save_plots
+
+    runs = merge(read_runs(paths or [root / "bench" / "results"]))
+    console = _console()
+    for one in runs:
+        for table in _tables(one):
+            console.print(table)
+    if plots is not None and not update:
+        for one in runs:
+            for _, file in save_plots(one, plots):
+                console.print(str(file), soft_wrap=True)
+    if update:
+        drawn = {one.slug: save_plots(one, plots or root / "docs" / "img") for one in runs}
+        performance, readme = root / "docs" / "performance.md", root / "README.md"
+        text = page(runs, lambda one: [(title, _link(file, performance)) for title, file in drawn[one.slug]])
+        for file, content in ((performance, text), (readme, summary(runs, "docs/performance.md"))):
+            console.print(f"{file}: {'written' if insert(file, content) else 'is up to date'}", soft_wrap=True)
+        for files in drawn.values():
+            for _, file in files:
+                console.print(f"{file}: written", soft_wrap=True)
+
+
+def _link(file: Path, page: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(file, page.parent)).as_posix()
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="JSON file or folder of the earlier run.")],
+    after: Annotated[Path, typer.Argument(help="Of the later one.")],
+    tolerance: Annotated[float, typer.Option(min=0, max=0.99, help="Share by which a ratio may fall.")] = 0.1,
+) -> None:
+    """Compare two runs by the ratio to the best rival; exit status 1 where a ratio fell by more than the tolerance.
+
+    The fastest rival that both runs have counts. New and missing benchmarks are named and fail nothing.
+    """
+    from ..reporting import compare as judge
+    from ..reporting import read_runs
+
+    first, then = read_runs([before]), read_runs([after])
+    verdicts = judge(first, then, tolerance)
+    console = _console()
+    if len(places := {one.title + ", " + one.machine.get("isa", "") for one in (*first, *then)}) > 1:
+        console.print("[yellow]these runs are of different machines:[/] " + "; ".join(sorted(places)), soft_wrap=True)
+    console.print(_verdicts(verdicts))
+    counts = {state: sum(v.state == state for v in verdicts) for state in dict.fromkeys(v.state for v in verdicts)}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()), soft_wrap=True)
+    for state in ("regressed", "new", "missing", "no common rival"):
+        for verdict in verdicts:
+            if verdict.state == state:
+                console.print(f"{state}: {verdict.race.name}", soft_wrap=True)
+    if counts.get("regressed"):
+        raise typer.Exit(1)
+
+
+class Work(str, Enum):
+    """What is profiled."""
+
+    step = "step"
+    generation = "generation"
+
+
+@app.command()
+def profile(
+    work: Annotated[Work, typer.Argument(help="A training step, or the generation of ten reactions.")] = Work.step,
+    backbone: Annotated[str, typer.Option(help="trans_vae or regnn.")] = "trans_vae",
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips. [default: 4 for a step, 1 for a generation]")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of each. [default: 256, 750]")] = None,
+    width: Annotated[int, typer.Option(help="Width d of the model.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Times that the work is done; shares are over all.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 15,
+) -> None:
+    """Print where a training step or a generation of an EMC model spends its time, operator by operator."""
+    from rich.table import Table
+
+    from ..reporting.profile import profile_model
+
+    lead = {Work.step: (4, 256), Work.generation: (1, 750)}[work]
+    batch, frames = batch or lead[0], frames or lead[1]
+    found = profile_model(
+        training=work is Work.step, backbone=backbone, batch=batch, frames=frames, width=width, threads=threads, repeat=repeat
+    )
+    table = Table(title=f"{backbone}, {work.value}, {batch} x {frames} x {width}, {threads} thread{'s' * (threads > 1)}")
+    for title in ("operator", "share of the time", "ms", "calls", "us a call"):
+        table.add_column(title, justify="left" if title == "operator" else "right")
+    for line in found.lines[:top]:
+        style = "bold green" if line.ours else ""
+        share = f"{line.seconds / found.seconds:.1%}"
+        cells = (line.name, share, f"{line.seconds * 1e3:.2f}", f"{line.calls:g}", f"{line.seconds / line.calls * 1e6:.1f}")
+        table.add_row(*cells, style=style)
+    console = _console()
+    console.print(table)
+    console.print(found.summary(top), soft_wrap=True)
+
+
+def _tables(one: Run) -> list[Table]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..reporting import OURS
+    from ..reporting.page import by_operator, heading, limit, memory, rivals_of, time
+
+    tables: list[Table] = []
+    for operator, races in by_operator(one.races).items():
+        rivals = rivals_of(races)
+        table = Table(title=operator, caption=None if tables else escape(heading(one)), title_justify="left", caption_justify="left")
+        ends = {title: of for title, of in (("rate", limit), ("peak memory", memory)) if any(map(of, races))}
+        for title in ("size", "direction", "threads", "ours", *rivals, *ends):
+            table.add_column(title, justify="left" if title in ("size", "direction", *ends) else "right")
+        for race in races:
+            cells = [_coloured(race, rival) if rival in race.seconds else "" for rival in rivals]
+            table.add_row(
+                race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells, *(of(race) for of in ends.values())
+            )
+        tables.append(table)
+    return tables
+
+
+def _coloured(race: Race, rival: str) -> str:
+    from ..reporting.page import ratio
+
+    value = race.ratio(rival)
+    text = f"[{'green' if value >= 1 else 'red'}]{ratio(value)}[/]"
+    return f"[bold]{text}[/]" if rival == race.best_rival else text
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
+    from rich.table import Table
+
+    from ..reporting.page import ratio
+
+    styles = {"regressed": "bold red", "improved": "green", "new": "cyan", "missing": "yellow", "no common rival": "yellow"}
+    table = Table("operator", "size", "direction", "threads", title="times faster than the best rival that both runs have")
+    for title in ("before", "after", "change", ""):
+        table.add_column(title, justify="right")
+    for verdict in verdicts:
+        race = verdict.race
+        sides = [
+            f"{ratio(value)} {rival}" if value is not None else ""
+            for value, rival in zip((verdict.before, verdict.after), verdict.rivals, strict=True)
+        ]
+        change = f"{verdict.change:+.0%}" if verdict.change is not None else ""
+        style = styles.get(verdict.state, "")
+        table.add_row(race.operator, race.size, race.direction, str(race.threads), *sides, change, verdict.state, style=style)
+    return table

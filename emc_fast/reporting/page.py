@@ -1,0 +1,173 @@
+"""Tables of races in Markdown, and their places in the documentation between two markers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import DataError
+from .races import OURS, Race, Run
+
+BEGIN, END = "<!-- bench: begin, written by `emc-fast bench report --update` -->", "<!-- bench: end -->"
+
+INTRODUCTION = (
+    "How many times faster `emc_fast` is than each rival, by medians of one interleaved run; the best rival in bold. Then our rate, with",
+    "its share of what this machine reached in the same rounds: a copy of as many bytes, a matrix product, or exponentials, whichever",
+    "takes longest. Peak memory is what a call needs beyond its inputs.",
+)
+
+
+def time(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def ratio(value: float) -> str:
+    """How many times, to two or three digits."""
+    return f"{value:.0f}x" if value >= 99.5 else f"{value:.1f}x" if value >= 9.95 else f"{value:.2f}x"
+
+
+def amount(count: float) -> str:
+    """Bytes with a unit."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def limit(race: Race) -> str:
+    """Our rate, and what share of the machine's it is."""
+    if not race.limit:
+        return ""
+    rate, _, unit = race.rates()
+    return f"{rate:.3g} {unit}, {race.fraction:.0%} of {race.limit}"
+
+
+def memory(race: Race) -> str:
+    """Peak memory of ours and, in brackets, of who takes least and who takes most of the rivals."""
+    if OURS not in race.peak_bytes:
+        return ""
+    rivals = sorted((value, name) for name, value in race.peak_bytes.items() if name != OURS)
+    kept = dict.fromkeys((rivals[0], rivals[-1])) if rivals else {}
+    beside = ", ".join(f"{name} {amount(value)}" for value, name in kept)
+    return amount(race.peak_bytes[OURS]) + (f" ({beside})" if beside else "")
+
+
+def by_operator(races: Sequence[Race]) -> dict[str, list[Race]]:
+    """Races by operator, each in the order in which it came first."""
+    groups: dict[str, list[Race]] = {}
+    for race in races:
+        groups.setdefault(race.operator, []).append(race)
+    return groups
+
+
+def rivals_of(races: Sequence[Race]) -> list[str]:
+    """All rivals of some races, in the order in which they come first."""
+    return list(dict.fromkeys(name for race in races for name in race.rivals))
+
+
+def heading(run: Run) -> str:
+    """Where, with what and when."""
+    versions = ", ".join(f"{name} {version}" for name, version in run.machine.get("versions", {}).items())
+    commits = ", ".join(commit[:12] for commit in run.commit.split()) + (" with changes" if run.dirty else "")
+    isa = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
+    limits = ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in _limits(run))
+    return f"{run.title}{isa}; {versions}; commit {commits}; {run.date[:10]}." + (f" In the same run: {limits}." if limits else "")
+
+
+def _limits(run: Run) -> list[tuple[str, float, str]]:
+    units = {"copy": "GB/s", "matrix product": "GFLOP/s"}
+    return [(name, value, units.get(name.split(",")[0], "Gexp/s")) for name, value in run.limits.items()]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
+
+
+def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]] = lambda run: ()) -> str:
+    """What `summary` says, the plots, and every race in a table per operator (folded up), machine by machine.
+
+    Args:
+        runs: one per machine.
+        images: title and link of each plot of a run, as seen from the page.
+    """
+    lines = list(INTRODUCTION)
+    for run in runs:
+        lines += ["", f"### {run.title}", "", heading(run), "", *_summary(run)]
+        for title, link in images(run):
+            lines += ["", f"![{title}]({link})"]
+        lines += ["", "<details><summary>Every race</summary>"]
+        for operator, races in by_operator(run.races).items():
+            rivals = rivals_of(races)
+            remembered = any(race.peak_bytes for race in races)
+            limited = any(race.limit for race in races)
+            header = ["size", "direction", "threads", "ours", *rivals]
+            header += ["rate"] * limited + ["peak memory"] * remembered
+            rows = []
+            for race in races:
+                cells = [_cell(race, rival) for rival in rivals]
+                cells += [limit(race)] * limited + [memory(race)] * remembered
+                rows.append([race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells])
+            lines += ["", f"#### {operator}", "", *table(header, rows)]
+            notes = {(name, reason): race.size for race in races for name, reason in race.unmeasured.items()}
+            lines += [""] * bool(notes) + [f"Not measured: {name} at {size}: {reason}." for (name, reason), size in notes.items()]
+        lines += ["", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(race: Race, rival: str) -> str:
+    if rival not in race.seconds:
+        return ""
+    text = ratio(race.ratio(rival))
+    return f"**{text}**" if rival == race.best_rival else text
+
+
+def summary(runs: Sequence[Run], link: str) -> str:
+    """One line per operator, direction and threads: the ratio to the best rival over all sizes, machine by machine.
+
+    Args:
+        runs: one per machine.
+        link: where the whole page is.
+    """
+    lines = []
+    for run in runs:
+        torch = run.machine.get("versions", {}).get("torch", "?")
+        lines += [f"How many times faster than the best rival ({run.title}, torch {torch}):", "", *_summary(run), ""]
+    return "\n".join([*lines, f"All sizes, rivals, rates and memory: [{link}]({link})."]) + "\n"
+
+
+def _summary(run: Run) -> list[str]:
+    rows = []
+    # Races of a series are left to the plots: their rivals are not compiled.
+    for operator, races in by_operator([race for race in run.races if race.rivals and not race.series]).items():
+        for direction, threads in dict.fromkeys((race.direction, race.threads) for race in races):
+            some = [race for race in races if (race.direction, race.threads) == (direction, threads)]
+            ratios = sorted(race.ratio(race.best_rival) for race in some)
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            best = ", ".join(dict.fromkeys(race.best_rival for race in some))
+            span = ratio(ratios[0]) if len(ratios) == 1 else f"{ratio(ratios[0])} to {ratio(ratios[-1])}"
+            rows.append([operator, direction, str(threads), str(len(some)), f"**{ratio(mean)}**", span, best])
+    return table(["operator", "direction", "threads", "sizes", "geometric mean", "least to most", "best rivals"], rows)
+
+
+def insert(path: Path, text: str) -> bool:
+    """Put a text between the two markers of a file; True if that changed the file.
+
+    Raises:
+        DataError: the file does not have each marker once, in order.
+        OSError: it cannot be read or written.
+    """
+    from ..data.files import write_text
+
+    content = path.read_text(encoding="utf-8")
+    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+        raise DataError(
+            f"{path}: takes the report between the lines {BEGIN!r} and {END!r}, each once and in this order; they are not there"
+        )
+    head, rest = content.split(BEGIN)
+    new = f"{head}{BEGIN}\n{text}{END}{rest.split(END)[1]}"
+    if new != content:
+        write_text(path, new)
+    return new != content

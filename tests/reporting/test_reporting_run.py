@@ -1,0 +1,92 @@
+"""A small run of the benchmarks themselves, and the profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reporting_helpers import race, write
+from typer.testing import CliRunner
+
+from emc_fast.cli import app
+from emc_fast.reporting import OURS, read_run
+from emc_fast.reporting.profile import profile
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_is_small_anonymous_and_readable(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    command = [sys.executable, "-m", "pytest", "bench", "-k", "harness or (reparameterize and 4x1x128)", "-p", "no:cacheprovider", "-q"]
+    options = ["--no-compile", "--budget", "0.01", f"--benchmark-json={file}"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = read_run(file)
+    assert {race.direction for race in run.races} == {"forward", "forward+backward"}
+    for one in run.races:
+        assert set(one.seconds) == {OURS, "eager"}
+        assert one.limit == "copy"
+        assert one.dispatched["eager"] > one.dispatched[OURS] > 0
+    text = file.read_text()
+    content = json.loads(text)
+    assert set(content["machine_info"]["versions"]) == {"emc_fast", "torch", "numpy", "python", "compiler"}
+    assert content["machine_info"]["limits"]
+    assert set(content["commit_info"]) <= {"id", "time", "dirty"}
+    assert all(set(item) == {"name", "group", "extra_info"} for item in content["benchmarks"])
+    assert set(content["machine_info"]) == {"cpu", "cores", "architecture", "system", "isa", "torch_isa", "versions", "limits"}
+    assert str(ROOT) not in text
+    result = CliRunner().invoke(app, ["bench", "report", str(file)])
+    assert result.exit_code == 0, result.output
+
+
+def test_profile_names_our_operators() -> None:
+    x = torch.randn(4, 8)
+    from emc_fast.ops import reparameterize
+
+    found = profile(lambda: reparameterize(x, x, seed=3), repeat=2)
+    assert any(line.ours and line.calls == 1 for line in found.lines)
+    assert found.lines == sorted(found.lines, key=lambda line: -line.seconds)
+    assert re.search(r"\d+% in kernels of emc_fast", found.summary(5))
+
+
+def test_profile_command() -> None:
+    before = torch.get_num_threads()
+    arguments = ["bench", "profile", "generation", "--frames", "8", "--width", "16", "--repeat", "1", "--top", "5"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "trans_vae, generation, 1 x 8 x 16, 1 thread" in result.output
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_run_keeps_what_passed(tmp_path: Path, monkeypatch, code: int) -> None:
+    def pytest_run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
+        write(Path(file), race())
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", pytest_run)
+    out = tmp_path / "deep" / "run.json"
+    result = CliRunner().invoke(app, ["bench", "run", "--out", str(out)])
+    if code:
+        assert "ended with status 1" in str(result.exception)
+        assert not out.exists()
+        out = out.with_name("run.json.partial")
+    else:
+        assert result.exit_code == 0, result.output
+    assert len(read_run(out).races) == 1
+
+
+def test_run_wants_a_source_tree(tmp_path: Path, monkeypatch) -> None:
+    from emc_fast.cli import bench
+
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    result = CliRunner().invoke(app, ["bench", "run"])
+    assert result.exit_code == 1
+    assert "has no bench/" in str(result.exception)
