@@ -206,7 +206,7 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), chunk = task % chunks, head = task / chunks, b = head / a.heads, h = head % a.heads;
-  const int64_t begin = chunk * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
+  const int64_t begin = chunk * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
   const int64_t padded_width = packed.padded_width, sums = round_up(packed.keys.count, kRows) * padded_width;
   pack_panels(a, a.key, b, h, packed.keys, packed.key_panels);

@@ -119,7 +119,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), b = task / chunks / a.heads, h = task / chunks % a.heads;
-  const int64_t begin = task % chunks * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
+  const int64_t begin = task % chunks * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
   pack_panels(a, a.key, b, h, packed.keys, packed.key_panels);
   pack_panels(a, a.value, b, h, packed.keys, packed.value_panels);

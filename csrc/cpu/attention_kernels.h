@@ -38,10 +38,15 @@ struct AttentionArgs {
 };
 
 // The split into tasks depends on the shape alone, never on the number of threads: any number gives the same bits.
-constexpr int64_t kAttentionChunk = 256;  // queries of a task
 constexpr int64_t kAttentionMaxWidth = 128;
 
-inline int64_t attention_chunks(const AttentionArgs& a) { return (a.queries + kAttentionChunk - 1) / kAttentionChunk; }
+// Queries of a task: 256, and of long sequences a quarter, so that what backward keeps for each chunk grows with the length and not with
+// its square.
+inline int64_t attention_chunk(const AttentionArgs& a) {
+  const int64_t quarter = (a.queries + 255) / 256 * 64;
+  return quarter > 256 ? quarter : 256;
+}
+inline int64_t attention_chunks(const AttentionArgs& a) { return (a.queries + attention_chunk(a) - 1) / attention_chunk(a); }
 
 // Tasks are numbered (b * heads + h) * chunks + chunk; `workspace` gives the floats that a thread needs for one.
 struct AttentionForwardKernels {

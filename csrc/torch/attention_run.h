@@ -49,7 +49,7 @@ inline void set_dropout(AttentionArgs& a, double dropout_p, const Tensor& seed, 
 
 // Tasks worth a thread: about 2^18 multiplications.
 inline int64_t attention_grain(const AttentionArgs& a) {
-  return (int64_t{1} << 18) / (std::min(a.queries, kAttentionChunk) * a.keys * a.width + 1) + 1;
+  return (int64_t{1} << 18) / (std::min(a.queries, attention_chunk(a)) * a.keys * a.width + 1) + 1;
 }
 
 // All tasks of a pass; each thread has its own workspace.

@@ -42,7 +42,25 @@ def differentiable(name: str, *, setup: Callable[..., None], backward: Callable[
 
 
 def _caller(name: str, backend: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
-    raw, setup = getattr(raw_of(backend), name).default, remember(backend, setup)
+    raw = getattr(raw_of(backend), name).default
+    record = recorded(raw, backend, setup=setup, backward=backward)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return raw(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return record(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return raw(*args)
+
+    return call
+
+
+def recorded(raw: Callable[..., Any], backend: str, *, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``raw`` as one node of autograd in eager mode; ``setup`` and ``backward`` as for :func:`differentiable`, with ``ctx.backend`` set."""
+    setup = remember(backend, setup)
 
     class Recorded(torch.autograd.Function):
         @staticmethod
@@ -56,28 +74,20 @@ def _caller(name: str, backend: str, setup: Callable[..., None], backward: Calla
         def backward(ctx: Any, *grads: Any) -> Any:
             return backward(ctx, *grads)
 
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return raw(*args)
-        if torch.is_grad_enabled():
-            for arg in args:
-                if isinstance(arg, Tensor) and arg.requires_grad:
-                    return Recorded.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return raw(*args)
-
-    return call
+    apply: Callable[..., Any] = Recorded.apply
+    return apply
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether a call on ``tensors`` is nothing but its result: eager, without a gradient, a transform or autocast to mind."""
+def is_plain() -> bool:
+    """Whether calls are taken at their word: eager mode without a transform, autocast or forward differentiation to mind."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_any_autocast_enabled():
         return False
-    if forward_ad._current_level >= 0:
-        return False
-    if torch.is_grad_enabled():
-        return not any(x is not None and x.requires_grad for x in tensors)
-    return True
+    return bool(forward_ad._current_level < 0)
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether a call on ``tensors`` becomes a node of autograd."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def wants_graph() -> bool:

@@ -190,7 +190,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
         grads = _autograd.backward_of_definition(definition, tensors, needed, (grad_out,))
     else:
         options = (ctx.ln_eps, ctx.num_heads, key_mask, causal, window, dropout_p, seed, ctx.stream)
-        grads = _library.raw(ctx.backend).attention_block_backward(grad_out, *saved, *tensors, *options)
+        backward = _backward_cpu if ctx.backend == "fused" else _library.raw(ctx.backend).attention_block_backward
+        grads = backward(grad_out, *saved, *tensors, *options)
         grads = tuple(g if need else None for g, need in zip(grads, needed, strict=True))
     return *grads, *([None] * 8)
 
@@ -270,10 +271,10 @@ def attention_block(
         TypeError: an argument is of a type or dtype that is not taken, or dtypes differ.
         ValueError: shapes or devices do not fit, ``window`` is given without ``causal``, or a number is out of its range.
     """
-    if dropout_p == 0 and isinstance(weights, AttentionBlockWeights):
-        inferred = _infer(x, memory, weights, num_heads, key_mask, causal, window, stream)
-        if inferred is not None:
-            return inferred
+    if isinstance(weights, AttentionBlockWeights):
+        found = _at_once(x, memory, weights, num_heads, key_mask, causal, window, dropout_p, seed, stream)
+        if found is not None:
+            return found
     if not isinstance(weights, AttentionBlockWeights):
         raise TypeError(f"weights must be an AttentionBlockWeights, got {type(weights).__name__}")
     _check(x, memory, weights, num_heads, key_mask)
@@ -295,7 +296,7 @@ def attention_block(
     return out
 
 
-def _infer(
+def _at_once(
     x: Tensor,
     memory: Tensor,
     weights: AttentionBlockWeights,
@@ -303,26 +304,35 @@ def _infer(
     key_mask: Tensor | None,
     causal: bool,
     window: int | None,
+    dropout_p: float,
+    seed: Tensor | int | None,
     stream: int,
 ) -> Tensor | None:
-    """The whole block by one native call, where nothing but the result is wanted; None where it does not serve.
+    """The whole block by one native call in float32 on the CPU; None where that does not serve.
 
     A few frames take less time than to check their arguments here. So the call is made at once: it checks for itself, and whatever it
     refuses goes the long way, where it is served otherwise or refused by name.
     """
-    plain = isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and causal.__class__ is bool
+    plain = isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
     plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
     plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
-    if not plain or not _autograd.is_plain(x, memory, *weights[:10]) or _backend.choose("attention_block", x.device, x.dtype) != "cpu":
+    plain = plain and isinstance(dropout_p, float | int) and 0.0 <= dropout_p <= 1.0
+    if not plain or not _autograd.is_plain() or _backend.choose("attention_block", x.device, x.dtype) != "cpu":
         return None
+    noise = as_seed(seed, x.shape, x.device) if dropout_p > 0 else None
     try:
-        out: Tensor = _inference(x, memory, *weights, num_heads, key_mask, causal, window or 0, 0.0, None, stream)
+        args = x, memory, *weights, num_heads, key_mask, causal, window or 0, float(dropout_p), noise, stream
+        if _autograd.is_recorded(x, memory, *weights[:10]):
+            out: Tensor = _fused(*args)[0]
+        else:
+            out = _inference(*args)
     except (RuntimeError, TypeError, AttributeError):
         return None
     return out
 
 
 _inference = torch.ops.emc_fast.attention_block_inference.default
+_fused = _autograd.recorded(torch.ops.emc_fast.attention_block_fused.default, "fused", setup=_setup_context, backward=_backward)
 
 
 def _same_dtype(x: Tensor, memory: Tensor, weights: AttentionBlockWeights) -> tuple[Tensor, AttentionBlockWeights]:

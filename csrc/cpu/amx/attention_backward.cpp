@@ -317,7 +317,7 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), chunk = task % chunks, head = task / chunks, b = head / a.heads, h = head % a.heads;
-  const int64_t begin = chunk * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
+  const int64_t begin = chunk * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const KeyRange keys = keys_of(a, b, begin, end);
   if (keys.count < kFewKeys) return v4::attention_backward_kernels.run(a, task, workspace);
   const TileRegisters registers;

@@ -219,7 +219,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), b = task / chunks / a.heads, h = task / chunks % a.heads;
-  const int64_t begin = task % chunks * kAttentionChunk, end = least(begin + kAttentionChunk, a.queries);
+  const int64_t begin = task % chunks * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const KeyRange keys = keys_of(a, b, begin, end);
   if (keys.count < kFewKeys) return v4::attention_forward_kernels.run(a, task, workspace);
   const TileRegisters registers;
