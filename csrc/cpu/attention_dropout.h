@@ -31,24 +31,39 @@ class PairDropout {
   void fill(const int32_t* position, int64_t count, float* factors) const {
     U words[V][4];
     int32_t made = -1;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count;) {
       const int32_t group = position[i] / 4, word = position[i] % 4;
       if (group != made) {
         made = group;
-        for (int v = 0; v < V; ++v) {
-          U* c = words[v];
-          c[0] = low_[v] + static_cast<uint32_t>(group);
-          c[1] = high_[v] - (U)(c[0] < low_[v]);  // a comparison is -1: the carry
-          c[2] = splat(row_.r);
-          c[3] = splat(row_.stream);
-          philox(c, row_.key_low, row_.key_high);
-        }
+        make(group, words);
       }
-      for (int v = 0; v < V; ++v) store(factors + (i * V + v) * W, select((I)((words[v][word] >> 9) >= bound_), splat(scale_), F{}));
+      const bool whole = word == 0 && i + 4 <= count && position[i + 3] == position[i] + 3;
+      if (whole) {  // the usual case, with constant places
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) store(factors + ((i + k) * V + v) * W, factor(words[v][k]));
+      } else {
+        for (int v = 0; v < V; ++v) store(factors + (i * V + v) * W, factor(words[v][word]));
+      }
+      i += whole ? 4 : 1;
     }
   }
 
  private:
+  EMC_INLINE void make(int32_t group, U (&words)[V][4]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      U* c = words[v];
+      c[0] = low_[v] + static_cast<uint32_t>(group);
+      c[1] = high_[v] - (U)(c[0] < low_[v]);  // a comparison is -1: the carry
+      c[2] = splat(row_.r);
+      c[3] = splat(row_.stream);
+      philox(c, row_.key_low, row_.key_high);
+    }
+  }
+  EMC_INLINE F factor(U word) const { return select((I)((word >> 9) >= bound_), splat(scale_), F{}); }
+
   bool active_ = false;
   NoiseRow row_ = {};
   uint32_t bound_ = 0;

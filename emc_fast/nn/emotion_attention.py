@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,13 +73,10 @@ class AttentionBlock(nn.Module):
         if not torch.compiler.is_compiling():
             # Twenty look-ups through nn.Module take as long as eight frames of the block do.
             layers = self._modules
-            parameters = [layers[name]._parameters for name in ("query", "key", "value", "output", "norm")]  # type: ignore[union-attr]
-            if all("weight" in p and "bias" in p for p in parameters):  # not so under a parametrisation
-                q, k, v, o, norm = parameters
-                return ops.AttentionBlockWeights(
-                    q["weight"], q["bias"], k["weight"], k["bias"], v["weight"], v["bias"], o["weight"], o["bias"],
-                    norm["weight"], norm["bias"], self.norm.eps,
-                )  # type: ignore[arg-type]  # fmt: skip
+            found = [layers[name]._parameters for name in ("query", "key", "value", "output", "norm")]  # type: ignore[union-attr]
+            tensors: list[Any] = [p.get(name) for p in found for name in ("weight", "bias")]
+            if all(x is not None for x in tensors):  # not so under a parametrisation
+                return ops.AttentionBlockWeights(*tensors, ln_eps=self.norm.eps)
         return ops.AttentionBlockWeights(
             self.query.weight, self.query.bias, self.key.weight, self.key.bias, self.value.weight, self.value.bias,
             self.output.weight, self.output.bias, self.norm.weight, self.norm.bias, self.norm.eps,
