@@ -76,7 +76,7 @@ class AttentionBlock(nn.Module):
             found = [layers[name]._parameters for name in ("query", "key", "value", "output", "norm")]  # type: ignore[union-attr]
             tensors: list[Any] = [p.get(name) for p in found for name in ("weight", "bias")]
             if all(x is not None for x in tensors):  # not so under a parametrisation
-                return ops.AttentionBlockWeights(*tensors, ln_eps=self.norm.eps)
+                return ops.AttentionBlockWeights._make((*tensors, self.norm.eps))
         return ops.AttentionBlockWeights(
             self.query.weight, self.query.bias, self.key.weight, self.key.bias, self.value.weight, self.value.bias,
             self.output.weight, self.output.bias, self.norm.weight, self.norm.bias, self.norm.eps,
