@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import REACTION_3DMM_DIM
 from ..nn.noise import layer_stream
-from .base import Backbone, Distribution, Past, Reaction, Sample, Segment
+from .base import Backbone, Past, Reaction, Sample, Segment
 from .categorical import Categorical
+from .distribution import Distribution
 from .faceais_predictor import SPECIAL, PredictorListener, PredictorSpeaker
 from .faceais_tokenizer import FaceTokenizer, emotion_error, face_error
 from .options import FaceAISOptions

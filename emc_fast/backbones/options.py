@@ -9,6 +9,11 @@ from ..config import REACTION_EMOTION_DIM
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """Of a backbone that has none."""
+
+
+@dataclass(frozen=True)
 class TransVAEOptions:
     """Options of Trans-VAE.
 

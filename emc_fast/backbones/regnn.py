@@ -15,7 +15,8 @@ from ..errors import ConvergenceError
 from ..losses import masked_mean, squared_error
 from ..nn.noise import BACKBONE
 from ..ops import streams
-from .base import Backbone, Distribution, Gaussian, Listeners, Past, Reaction, Sample, Segment, Step
+from .base import Backbone, Listeners, Past, Reaction, Sample, Segment, Step
+from .distribution import Distribution, Gaussian
 from .options import REGNNOptions
 from .regnn_graph import MLP, CognitiveProcessor, MotorProcessor
 from .regnn_perception import PerceptualProcessor
