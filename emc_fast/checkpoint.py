@@ -139,6 +139,9 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
 
 def _card(config: EMCConfig) -> str:
     kind = f"{config.backbone} {'with EMC' if config.emc else 'without EMC'}"
+    first = ""
+    if ":" in config.backbone:  # from outside of this package, and nothing is imported because a checkpoint names it
+        first = f"from emc_fast.backbones import use_backbone\n\nuse_backbone({config.backbone!r})  # imports that module\n"
     return f"""---
 library_name: emc_fast
 tags:
@@ -149,7 +152,7 @@ A model of facial reactions ({kind}), saved by emc_fast {__version__}.
 
 ```python
 from emc_fast import EMCModel
-
+{first}
 model = EMCModel.from_pretrained("this directory or repository")
 ```
 """

@@ -34,7 +34,7 @@ class EMCConfig:
     """What a model is made of; docs/model.md explains each choice beside its equation.
 
     Attributes:
-        backbone: name of a registered backbone (`emc_fast.backbones.BACKBONES`).
+        backbone: name of a registered backbone (`emc_fast.backbones.BACKBONES`; `use_backbone` registers others).
         emc: False gives the backbone alone, as published ("original"); unavailable frames are then fed as zeros.
         input: `features`: the face is (B, T, face_dim); `image`: (B, T, 3, H, W), read by the backbone's own image encoder.
         face_dim: width of a face frame (58 3DMM coefficients; any other per-frame feature); not used for images.
