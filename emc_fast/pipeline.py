@@ -101,7 +101,7 @@ class Pass:
             memory = values
             emotion = self._sample_emotion(streams, segment)
             if self.emc is not None and emotion is not None:
-                memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
+                memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed, per_frame=distribution.per_frame)
             folded = None if within is None else within.repeat_interleave(draws, 0)
             piece = backbone.decode(
                 memory, drawn, distribution=distribution, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws)

@@ -91,7 +91,7 @@ class Segment:
 
 
 class Sample(NamedTuple):
-    """What was drawn: `values` (B, K, N, d), with N = 1 for one vector per clip, else N frames; and the loss of the latent.
+    """What was drawn, `values` (B, K, N, d), and the loss of the latent. N is the frames, or 1 where Z is not `per_frame`.
 
     `kl` is (B,) float32: the mean KL of the clip's distribution to N(0, I), per element; None where a backbone has no such term.
     `drawn` (B, K, N, ...) is what `decode` takes as its `sample` in place of `values`, and what later segments find in `Past.drawn`:

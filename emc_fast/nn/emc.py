@@ -353,22 +353,25 @@ class EMC(nn.Module):
             views = (view,)
         return replace(streams, face=face, speech=speech, views=views)
 
-    def enhance_sample(self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor | None) -> Tensor:
+    def enhance_sample(
+        self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor | None, *, per_frame: bool
+    ) -> Tensor:
         """S-EA (eq. 15).
 
         Args:
-            sample: (B, K, N, sample_dim); one vector (N = 1) is broadcast over the frames and takes positions.
+            sample: (B, K, T, sample_dim), or one vector (B, K, 1, sample_dim), which is broadcast over the frames and takes positions.
             segment: the T frames to be produced.
             emotion: (B, S, d), S >= T, the last frames of both coincide.
             mask: (B, T) bool, frames within the clip.
             seed: int64 (B,), for dropout; None outside training.
+            per_frame: which of the two it is; a segment may have a single frame.
 
         Returns:
             (B * K, T, sample_dim).
         """
         draws = sample.shape[1]
         sequence = sample if self.sample_in is None else self.sample_in(sample)
-        if sample.shape[2] == 1:
+        if not per_frame:
             sequence = sequence + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
             wanted = self.config.emotion_positions
             if self.config.window is None if wanted is None else wanted:

@@ -41,14 +41,17 @@ def test_a_backbone_trains_and_reacts(kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_nothing(kind):
-    model = build(backbone=kind)
+@pytest.mark.parametrize("ea", ["attention", "none"])
+@pytest.mark.parametrize("length", [8, 9, 1])
+def test_padding_changes_nothing(kind, ea, length):
+    """Also where a clip, alone, ends with a segment of a single frame: that is no vector for the whole clip."""
+    model = build(backbone=kind, ea=ea)
     batch = masked(make_batch(2, 10))
     seeds = torch.tensor([1, 2])
-    together = model(**batch, lengths=torch.tensor([10, 8]), seed=seeds, num_samples=2).reaction_emotion
-    alone = model(**frames(rows(batch, [1]), 8), seed=seeds[1:], num_samples=2).reaction_emotion
-    torch.testing.assert_close(together[1:, :, :8], alone, rtol=1e-5, atol=1e-5)
-    assert (together[1, :, 8:] == 0).all()
+    together = model(**batch, lengths=torch.tensor([10, length]), seed=seeds, num_samples=2).reaction_emotion
+    alone = model(**frames(rows(batch, [1]), length), seed=seeds[1:], num_samples=2).reaction_emotion
+    torch.testing.assert_close(together[1:, :, :length], alone, rtol=1e-5, atol=1e-5)
+    assert (together[1, :, length:] == 0).all()
 
 
 def test_independent_windows_see_only_themselves():
