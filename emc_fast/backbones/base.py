@@ -71,6 +71,8 @@ class Segment:
     frames so far before it; a model of independent windows has `first == begin`.
 
     `seen` is where the speaker's frames end for Z, after `first`, if before `stop`; the emotion that S-EA takes still reaches to `stop`.
+
+    `count` steps of a backbone with `stacks_segments` may be taken at once: this one and those that begin each `stride` frames later.
     """
 
     index: int
@@ -78,6 +80,15 @@ class Segment:
     begin: int
     stop: int
     seen: int | None = None
+    count: int = 1
+    stride: int = 0
+
+    def parts(self) -> list[Segment]:
+        """The steps that are taken at once, each by itself."""
+        if self.count == 1:
+            return [self]
+        starts = [(i, i * self.stride) for i in range(self.count)]
+        return [Segment(self.index + i, self.first + d, self.begin + d, self.stop + d) for i, d in starts]
 
     @property
     def heard(self) -> int:
@@ -139,6 +150,9 @@ class Backbone(nn.Module, ABC):
             wherever there is one, in evaluation too. (To generate, give no target.)
         shares_fused: where the draws of an autoregressive backbone have one fused sequence, `distribution` takes it once: fewer rows than
             draws, of which each stands for the draws of its clip, side by side.
+        stacks_segments: its segments are windows by themselves with a Z per frame, and several of the same length may be given at once,
+            stacked along the batch (`Segment.count`, row s * B + b is segment s of clip b). `sample` alone has to look: its seed is
+            (B,), and the noise of each must be that which it has by itself. Needs `framewise`.
         whole_segments: a clip that ends inside a segment gets nothing from it (else it gets the frames that it has).
         alternative_weight: weight of the loss term that compares with a second, independent pass; 0 saves that pass.
         options_type: the dataclass of its `EMCConfig.backbone_options`, of JSON values.
@@ -154,6 +168,7 @@ class Backbone(nn.Module, ABC):
     teacher_forcing: bool = False
     likelihood: bool = False
     shares_fused: bool = False
+    stacks_segments: bool = False
     whole_segments: bool = False
     stages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type] = NoOptions

@@ -13,6 +13,7 @@ from ..ops import streams as noise_streams
 from .compensation import CompensatoryModalityAlignment
 from .emotion import Emotion, EmotionMLP, EmotionSources, EmotionView, pick_emotion
 from .emotion_attention import EmotionAddNorm, EmotionAwareAttention
+from .frames import Spans, cut_frames
 from .noise import EA_FACE, EA_FUSED, EA_SAMPLE, EA_SPEECH, fold_seeds, stack_seeds
 from .positions import SinusoidalPositions
 
@@ -42,27 +43,27 @@ class Streams:
     views: tuple[EmotionView, ...] | None
     frame_mask: Tensor | None
 
-    def cut(self, first: int, stop: int) -> Streams:
-        """Frames `first` to `stop`."""
+    def cut(self, spans: Spans) -> Streams:
+        """The frames of `spans`, as `cut_frames`."""
 
         def part(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[:, first:stop]
+            return None if x is None else cut_frames(x, spans)
 
         return Streams(
-            self.face[:, first:stop],
-            self.speech[:, first:stop],
+            cut_frames(self.face, spans),
+            cut_frames(self.speech, spans),
             part(self.comp_face),
             part(self.comp_speech),
-            cut_views(self.views, first, stop),
+            cut_views(self.views, spans),
             part(self.frame_mask),
         )
 
 
-def cut_views(views: tuple[EmotionView, ...] | None, first: int, stop: int) -> tuple[EmotionView, ...] | None:
-    """Frames `first` to `stop` of every view; emotions that were one object, in one view or several, stay one."""
+def cut_views(views: tuple[EmotionView, ...] | None, spans: Spans) -> tuple[EmotionView, ...] | None:
+    """The frames of `spans` of every view, as `cut_frames`; emotions that were one object, in one view or several, stay one."""
     if views is None:
         return None
-    done = {id(emotion): emotion.cut(first, stop) for view in views for emotion in view}
+    done = {id(emotion): emotion.cut(spans) for view in views for emotion in view}
     return tuple(EmotionView(*(done[id(emotion)] for emotion in view)) for view in views)
 
 

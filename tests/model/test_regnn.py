@@ -1,11 +1,13 @@
 """REGNN against the released network, and what it owes to EMC."""
 
+import copy
+
 import pytest
 import torch
 from model_helpers import build, frames, holes, make_batch, poisoned, rows
 from published_regnn import PublishedREGNN, published_loss
 
-from emc_fast import EMCConfig, EMCModel, ops
+from emc_fast import EMCConfig, EMCModel, ops, pipeline
 from emc_fast.backbones.regnn import hold
 from emc_fast.backbones.regnn_graph import ActNorm, GraphFlow, MotorProcessor, kept_edges, spectral_norm
 from emc_fast.errors import CheckpointError, ConvergenceError, DataError
@@ -315,6 +317,53 @@ def test_windows_are_joined_by_their_mean_and_see_only_themselves():
     parts = [model(**{n: t[:, s : s + W] for n, t in batch.items()}, seed=1).reaction_emotion[0, 0] for s in (0, 5, 10)]
     torch.testing.assert_close(whole[5:10], (parts[0][5:] + parts[1][:5]) / 2, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole[15:], parts[2][5:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields"),
+    [
+        (512, {"emc": False}),
+        (512, {}),
+        (512, {"ea": "none"}),
+        (14, {"causal": True, "window": 3, "emotion_source": "per_modality"}),
+    ],
+    ids=str,
+)
+def test_windows_taken_at_once_are_the_windows_one_by_one(monkeypatch, rows, fields):
+    """With all that may differ by window: dropout, the picked fusion, holes, lengths, the noise of draw and compensation."""
+    monkeypatch.setattr(pipeline, "_STACKED_ROWS", rows)
+    monkeypatch.setattr(ops, "philox_normal", counted(calls := [], ops.philox_normal))
+    batch = with_listeners(holes(make_batch(3, 38, targets=True), length=38)) | {"lengths": torch.tensor([38, 31, 6])}
+    missing = {name: tensor for name, tensor in batch.items() if not name.startswith(("face", "target", "appropriate"))} | {"face": None}
+    model = regnn(train=True, options={"embedding_dropout": 0.2}, dropout=0.2, **fields)
+    if model.config.emc and model.emc.sample_out is not None:
+        torch.nn.init.normal_(model.emc.sample_out.weight)
+    given = {"seed": torch.tensor([1, 2, 3]), "num_samples": 2}
+    found = {}
+    for stacks in (True, False):
+        calls.clear()
+        net = copy.deepcopy(model)
+        net.backbone.stacks_segments = stacks
+        learned = net(**batch, **given)
+        learned.losses["total"].backward()
+        net.eval()
+        with torch.no_grad():
+            seen, gone = net(**batch, **given), net(**missing, **given)
+        found[stacks] = [learned.losses, [p.grad for p in net.parameters()], seen.losses, *seen.reaction_emotion, *gone.reaction_3dmm]
+        found[stacks] += [z.mu for z in gone.distribution]
+        assert len(gone.distribution) == 7
+        # Six whole windows and a short one; 14 rows are two windows of three clips and two draws. The original learns without noise.
+        drawn = sum(call[-1] == 25 for call in calls)
+        assert drawn == (3 if model.config.emc else 2) * ({512: 2, 14: 4}[rows] if stacks else 7)
+    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
+
+
+def counted(calls, function):
+    def call(shape, *args, **kwargs):
+        calls.append(tuple(shape))
+        return function(shape, *args, **kwargs)
+
+    return call
 
 
 def test_noise_is_scaled_by_itself_alone():
