@@ -57,6 +57,8 @@ class FaceAIS(Backbone):
         self.tokenizer = FaceTokenizer(options, dropout=p)
         self.speaker = PredictorSpeaker(d, heads, config.speech_dim, options, dropout=p)
         self.listener = PredictorListener(d, heads, options, dropout=p)
+        for layer in (*self.speaker.cross.layers, *self.listener.cross.layers):
+            nn.init.constant_(layer.gate, options.gate_start)
         self.refine: nn.Linear | None = None
         if config.emc and config.ea != "none":
             self.refine = nn.Linear(d, options.tokenizer_width)
