@@ -10,12 +10,14 @@ from torch import Tensor
 
 from . import ops
 from .backbones.base import Distribution, Past, Reaction, Segment, Step
+from .config import REACTION_3DMM_DIM, REACTION_EMOTION_DIM
 from .losses import masked_mean
-from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
+from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views, fuse
 from .nn.emotion import Emotion, EmotionView, pick_emotion
 from .nn.frames import cut_frames
 from .nn.inputs import Inputs
 from .nn.noise import fold_seeds, seed_variant, stack_seeds
+from .nn.shapes import check_shape
 from .ops import streams as noise_streams
 
 if TYPE_CHECKING:
@@ -100,6 +102,9 @@ class Pass:
             counted = self._counted(segment)
             streams, distribution = self._distribution(segment, past, fusions)
             sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
+            width = backbone.sample_dim or self.model.config.d_model
+            rows, frames = x.batch * count, segment.frames if distribution.per_frame else 1
+            check_shape(backbone, "sample: values", sample.values, "B, K, frames or 1, sample_dim", rows, draws, frames, width)
             values = sample.values.flatten(0, 1)
             drawn = values if sample.drawn is None else sample.drawn.flatten(0, 1)
             within = self._within(segment)
@@ -112,6 +117,8 @@ class Pass:
             piece = backbone.decode(
                 memory, drawn, distribution=distribution, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws)
             )
+            for name, part, channels in zip(Reaction._fields, piece, (REACTION_3DMM_DIM, REACTION_EMOTION_DIM), strict=True):
+                check_shape(backbone, f"decode: {name}", part, "B * K, frames, channels", rows * draws, segment.frames, channels)
             if folded is not None:
                 # 0 beyond a clip's length, and in segments that the clip has no part in
                 folded = folded if counted is None else folded & counted.repeat_interleave(draws, 0)[:, None]
@@ -205,7 +212,7 @@ class Pass:
 
     def _enhance(self, streams: Streams, seed: Tensor | None, windows: int = 1) -> tuple[Tensor, int]:
         if self.emc is None:
-            return self.backbone.fuse(streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
+            return fuse(self.backbone, streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
         if self.learn and not self.repeats:
             return self.emc.enhance_training(streams, self.backbone, seed), 1
         return self.emc.enhance(streams, self.backbone, self.inputs.batch * windows, seed)
@@ -273,6 +280,9 @@ class Pass:
         else:
             masks = (x.valid if x.has_face is None else x.has_face), (x.valid if x.has_speech is None else x.has_speech)
         encoded = self.backbone.encode(cut(face), cut(speech), face_mask=cut(masks[0]), speech_mask=cut(masks[1]), seed=seed)
+        for name, stream, u in zip(("face", "speech"), (face, speech), encoded, strict=True):
+            if stream is not None:
+                check_shape(self.backbone, f"encode: {name}", u, "B, T, d_model", x.batch, stop - first, self.model.config.d_model)
         if self.encode_once:
             self.encoded = encoded
         return encoded

@@ -16,6 +16,7 @@ from .emotion_attention import EmotionAddNorm, EmotionAwareAttention
 from .frames import Spans, cut_frames
 from .noise import EA_FACE, EA_FUSED, EA_SAMPLE, EA_SPEECH, fold_seeds, stack_seeds
 from .positions import SinusoidalPositions
+from .shapes import check_shape
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone, Segment
@@ -65,6 +66,13 @@ def cut_views(views: tuple[EmotionView, ...] | None, spans: Spans) -> tuple[Emot
         return None
     done = {id(emotion): emotion.cut(spans) for view in views for emotion in view}
     return tuple(EmotionView(*(done[id(emotion)] for emotion in view)) for view in views)
+
+
+def fuse(backbone: Backbone, face: Tensor, speech: Tensor, *, key_mask: Tensor | None, seed: Tensor | None) -> Tensor:
+    """The backbone's fusion of two streams (N, T, d), looked at by shape."""
+    fused = backbone.fuse(face, speech, key_mask=key_mask, seed=seed)
+    check_shape(backbone, "fuse", fused, "rows, T, fused_dim", *face.shape[:2], backbone.fused_dim or face.shape[2])
+    return fused
 
 
 class EMC(nn.Module):
@@ -300,7 +308,7 @@ class EMC(nn.Module):
             face = face if draws_face == draws else face.repeat_interleave(draws, 0)
             speech = speech if draws_speech == draws else speech.repeat_interleave(draws, 0)
         folded = None if mask is None else mask.repeat_interleave(draws, 0)
-        fused = backbone.fuse(face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
+        fused = fuse(backbone, face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
         return self.apply_ea(self.ea_fused, [fused], self._as_wide_as_fused([real.fused]), mask, seed, draws=draws), draws
 
     def enhance_training(self, streams: Streams, backbone: Backbone, seed: Tensor | None) -> Tensor:
@@ -319,7 +327,8 @@ class EMC(nn.Module):
         )
         real_face, comp_face = face.chunk(2)
         real_speech, comp_speech = speech.chunk(2)
-        fused = backbone.fuse(
+        fused = fuse(
+            backbone,
             torch.cat((real_face, comp_face, real_face)),
             torch.cat((real_speech, real_speech, comp_speech)),
             key_mask=None if mask is None else mask.repeat(3, 1),
