@@ -182,6 +182,14 @@ def test_what_a_module_lacks_itself_is_not_taken_for_the_module(tmp_path, monkey
         use_backbone(NAME)
 
 
+def test_a_module_may_register_its_class_by_another_name(folder, blocks, monkeypatch):
+    (folder / f"{MODULE}.py").write_text(blocks[0].replace("@register_backbone", '@register_backbone(name="gru")'))
+    monkeypatch.syspath_prepend(str(folder))
+    assert use_backbone(NAME) == "gru"
+    assert use_backbone(NAME) == use_backbone("gru") == "gru"
+    assert NAME not in BACKBONES
+
+
 def example():
     """A class that no path leads to."""
 
