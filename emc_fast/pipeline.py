@@ -11,7 +11,8 @@ from torch import Tensor
 from . import ops
 from .backbones.base import Distribution, Past, Reaction, Segment, Step
 from .config import REACTION_3DMM_DIM, REACTION_EMOTION_DIM
-from .losses import masked_mean
+from .losses import masked_mean, reduce_rows
+from .nn.compensation import CompensationRows, join_windows
 from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views, fuse
 from .nn.emotion import Emotion, EmotionView, pick_emotion
 from .nn.frames import cut_frames
@@ -74,6 +75,7 @@ class Pass:
         self.views = self._emotion_views()
         self.whole: Streams | None = None
         self.enhanced: tuple[Tensor, int] | None = None
+        self.rows: list[tuple[int, CompensationRows]] = []
         self.terms: dict[str, Tensor] = {}
 
     def again(self) -> Pass:
@@ -145,6 +147,8 @@ class Pass:
         if kls:
             mask = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
             self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
+        if self.rows:
+            self.terms.update(self._compensation_losses())
         if fusions:
             self.terms["fusion"] = self._fusion_loss(fusions)
         return Result(reaction, steps, self.terms, true_draw)
@@ -194,6 +198,16 @@ class Pass:
                 mask = torch.stack([c for c in counted if c is not None], dim=1)
         return options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=mask, reduction=self.model.config.reduction)
 
+    def _compensation_losses(self) -> dict[str, Tensor]:
+        """`align` and `cma_kl` over all frames, each once."""
+        emc, reduction = self.emc, self.model.config.reduction
+        assert emc is not None
+        align, kl, counted = join_windows(self.rows, self.inputs.frames)
+        return {
+            "align": reduce_rows(align, self.model.config.d_model, counted, reduction),
+            "cma_kl": reduce_rows(kl, emc.cma_face.latent_dim, counted, reduction),
+        }
+
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
         """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J; B counts stacked windows."""
         first, stop = segment.first, segment.heard
@@ -207,7 +221,7 @@ class Pass:
             fused, draws = self.enhanced
             return self.whole.cut(spans), fused[:, first:stop], draws
         seed = self._segment_seed(segment)
-        part = self._streams(first, stop, seed) if self.whole is None else self.whole.cut(spans)
+        part = self._streams(first, stop, seed, self._counted(segment)) if self.whole is None else self.whole.cut(spans)
         return part, *self._enhance(part, seed, segment.count)
 
     def _enhance(self, streams: Streams, seed: Tensor | None, windows: int = 1) -> tuple[Tensor, int]:
@@ -217,8 +231,11 @@ class Pass:
             return self.emc.enhance_training(streams, self.backbone, seed), 1
         return self.emc.enhance(streams, self.backbone, self.inputs.batch * windows, seed)
 
-    def _streams(self, first: int, stop: int, seed: Tensor | None) -> Streams:
-        """Encoded and compensated streams of frames `first` to `stop`; `seed` (B,) is for the encoders' dropout."""
+    def _streams(self, first: int, stop: int, seed: Tensor | None, counted: Tensor | None = None) -> Streams:
+        """Encoded and compensated streams of frames `first` to `stop`; `seed` (B,) is for the encoders' dropout.
+
+        `counted` (B,) are the clips that these frames count for in the losses; None = all.
+        """
         x, emc = self.inputs, self.emc
 
         def cut(t: Tensor | None) -> Tensor | None:
@@ -236,11 +253,14 @@ class Pass:
             return Streams(face, speech, None, None, views, mask)
         assert face is not None
         assert speech is not None
-        face, speech, comp_face, comp_speech, losses = emc.compensate_training(
+        face, speech, comp_face, comp_speech, rows = emc.compensate_training(
             face, speech, cut(x.has_face), cut(x.has_speech), cut(x.valid), seed=self.seeds, frame_offset=first
         )
         if not self.repeats:
-            self.terms.update(losses)  # where every segment is encoded anew, the last and longest counts
+            if counted is not None:
+                there = torch.ones_like(rows.align, dtype=torch.bool) if rows.counted is None else rows.counted
+                rows = rows._replace(counted=there & counted[:, None])
+            self.rows.append((first, rows))
         streams = Streams(face, speech, comp_face, comp_speech, views, mask)
         if not self.repeats:
             return streams

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..losses import alignment_loss, reduce_rows
+from ..losses import alignment_rows
 from ..ops import streams as noise_streams
-from .compensation import CompensatoryModalityAlignment
+from .compensation import CompensationRows, CompensatoryModalityAlignment
 from .emotion import Emotion, EmotionMLP, EmotionSources, EmotionView, pick_emotion
 from .emotion_attention import EmotionAddNorm, EmotionAwareAttention
 from .frames import Spans, cut_frames
@@ -204,8 +204,8 @@ class EMC(nn.Module):
         *,
         seed: Tensor,
         frame_offset: int = 0,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Both streams, their reproductions, and the losses `align` and `cma_kl`.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, CompensationRows]:
+        """Both streams, their reproductions, and frame by frame what the losses `align` and `cma_kl` are made of.
 
         Args:
             u_face, u_speech: (B, T, d).
@@ -215,10 +215,9 @@ class EMC(nn.Module):
             frame_offset: number of the first frame in the clip.
 
         Returns:
-            face and speech with holes compensated, comp_face and comp_speech, all (B, T, d), and the losses. A reproduction stands
+            face and speech with holes compensated, comp_face and comp_speech, all (B, T, d), and the rows. A reproduction stands
             only where the other modality is there to make it from; elsewhere it is the stream itself.
         """
-        cfg = self.config
         both = None
         if has_face is not None and has_speech is not None:
             both = has_face & has_speech
@@ -227,15 +226,12 @@ class EMC(nn.Module):
         made_face = self.cma_face(u_face, u_speech, both=both, seed=seed, frame_offset=frame_offset)
         made_speech = self.cma_speech(u_speech, u_face, both=both, seed=seed, frame_offset=frame_offset)
         counted = valid if both is None else both  # the masks lie within the clip already
-        losses = {
-            "align": alignment_loss(u_face, made_face.features, mask=counted, reduction=cfg.reduction, detach=cfg.detach_target)
-            + alignment_loss(u_speech, made_speech.features, mask=counted, reduction=cfg.reduction, detach=cfg.detach_target),
-            "cma_kl": reduce_rows(made_face.kl, self.cma_face.latent_dim, counted, cfg.reduction)
-            + reduce_rows(made_speech.kl, self.cma_speech.latent_dim, counted, cfg.reduction),
-        }
+        detach = self.config.detach_target
+        align = alignment_rows(u_face, made_face.features, detach=detach) + alignment_rows(u_speech, made_speech.features, detach=detach)
+        rows = CompensationRows(align, made_face.kl + made_speech.kl, counted)
         face, comp_face = self._fill(u_face, made_face.features, has_face, has_speech)
         speech, comp_speech = self._fill(u_speech, made_speech.features, has_speech, has_face)
-        return face, speech, comp_face, comp_speech, losses
+        return face, speech, comp_face, comp_speech, rows
 
     @staticmethod
     def _fill(u: Tensor, made: Tensor, has: Tensor | None, has_other: Tensor | None) -> tuple[Tensor, Tensor]:

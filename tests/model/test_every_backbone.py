@@ -1,5 +1,7 @@
 """What must hold for each backbone of the package alike."""
 
+import copy
+
 import pytest
 import torch
 from faceais_helpers import SMALL as FACEAIS
@@ -88,3 +90,48 @@ def test_a_modality_may_be_missing_for_clips_and_for_frames(backbone, missing):
     other = "speech" if missing == "face" else "face"
     only = {name: value[:1] for name, value in batch.items() if name.startswith(other)} | {missing: None}
     torch.testing.assert_close(reactions(model, only, seed=seeds[:1], num_samples=2), together[:1], rtol=1e-4, atol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("reduction", ["mean", "paper_sum"])
+def test_losses_of_a_padded_batch_are_those_of_its_frames(backbone, reduction):
+    """Also where the padding fills windows of its own, which no clip is a part of."""
+    model = built(backbone, train=True, dropout=0.0, reduction=reduction)
+    if backbone == "regnn":
+        model.backbone.perception.eval()  # whose embedding dropout is an option of its own
+    batch = holes(make_batch(3, 27, targets=True), length=27)
+    found = []
+    for given in (batch | {"lengths": torch.full((3,), 15)}, frames(batch, 15)):
+        net = copy.deepcopy(model)
+        losses = net(**given, seed=torch.tensor([1, 2, 3])).losses
+        losses["total"].backward()
+        found.append([losses, [p.grad for p in net.parameters() if p.requires_grad]])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frame_that_several_windows_encode_counts_once_with_its_mean():
+    model = faceais(train=True, dropout=0.0)
+    seen = []
+    compensate = model.emc.compensate_training
+
+    def spy(*args, frame_offset, **kwargs):
+        found = compensate(*args, frame_offset=frame_offset, **kwargs)
+        seen.append((frame_offset, found[-1]))
+        return found
+
+    model.emc.compensate_training = spy
+    batch = make_batch(2, 14, targets=True)
+    lengths = [14, 6]
+    losses = model(**batch, lengths=torch.tensor(lengths), seed=1).losses
+    values = {name: [[[] for _ in range(14)] for _ in range(2)] for name in ("align", "kl")}
+    for segment, (first, window) in zip(model.backbone.segments(14), seen, strict=True):
+        for clip, length in enumerate(lengths):
+            for t in range(first, min(segment.stop, length)):
+                for name in values:
+                    if segment.begin < length:  # a clip has no part in what begins after its end
+                        values[name][clip][t].append(getattr(window, name)[clip, t - first].item())
+    assert len(values["align"][0][5]) > 1
+    for name, term in (("align", "align"), ("kl", "cma_kl")):
+        means = [sum(v) / len(v) for clip in values[name] for v in clip if v]
+        assert len(means) == sum(lengths)
+        assert losses[term].item() == pytest.approx(sum(means) / len(means) / 16, rel=1e-5)
