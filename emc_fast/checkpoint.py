@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import EMCConfig
+from .config import EMCConfig, digest_of
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class CheckpointMixin:
         model.to(map_location)
         tensors, digest = read_weights(weights_file, map_location)
         load_checked(model, tensors, str(weights_file))
-        if digest is not None and digest != model.config.digest():
+        # As the file has it: an earlier version wrote fewer fields than this one fills in.
+        if digest is not None and digest not in (model.config.digest(), digest_of(_read_values(config_file))):
             raise CheckpointError(
                 f"{weights_file} was saved with another configuration ({digest}) than the {CONFIG} beside it ({model.config.digest()}); "
                 "restore the file that it was saved with"
@@ -139,6 +140,9 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
 
 def _card(config: EMCConfig) -> str:
     kind = f"{config.backbone} {'with EMC' if config.emc else 'without EMC'}"
+    first = ""
+    if ":" in config.backbone:  # from outside of this package, and nothing is imported because a checkpoint names it
+        first = f"from emc_fast.backbones import use_backbone\n\nuse_backbone({config.backbone!r})  # imports that module\n"
     return f"""---
 library_name: emc_fast
 tags:
@@ -149,7 +153,7 @@ A model of facial reactions ({kind}), saved by emc_fast {__version__}.
 
 ```python
 from emc_fast import EMCModel
-
+{first}
 model = EMCModel.from_pretrained("this directory or repository")
 ```
 """
@@ -176,12 +180,16 @@ def read_config(file: Path) -> EMCConfig:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: not a checkpoint directory, or an incomplete one")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise CheckpointError("it holds no JSON object")
-        return EMCConfig.from_dict(values)
+        return EMCConfig.from_dict(_read_values(file))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be used: {error}") from error
+
+
+def _read_values(file: Path) -> dict[str, Any]:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise CheckpointError("it holds no JSON object")
+    return values
 
 
 def read_weights(file: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], str | None]:

@@ -29,12 +29,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Fields that take one of a few words."""
 
 
+def digest_of(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a configuration given as plain JSON values."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class EMCConfig:
     """What a model is made of; docs/model.md explains each choice beside its equation.
 
     Attributes:
-        backbone: name of a registered backbone (`emc_fast.backbones.BACKBONES`).
+        backbone: name of a registered backbone (`emc_fast.backbones.BACKBONES`; `use_backbone` registers others).
         emc: False gives the backbone alone, as published ("original"); unavailable frames are then fed as zeros.
         input: `features`: the face is (B, T, face_dim); `image`: (B, T, 3, H, W), read by the backbone's own image encoder.
         face_dim: width of a face frame (58 3DMM coefficients; any other per-frame feature); not used for images.
@@ -141,8 +147,7 @@ class EMCConfig:
 
     def digest(self) -> str:
         """16 hexadecimal digits that name this configuration: equal configurations have equal digests on every machine."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return digest_of(self.to_dict())
 
     def __hash__(self) -> int:
         return int(self.digest(), 16)

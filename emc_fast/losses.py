@@ -77,6 +77,13 @@ def reduce_rows(rows: Tensor, width: int, mask: Tensor | None, reduction: str) -
     return rows.sum() / rows.shape[0]
 
 
+def alignment_rows(target: Tensor, reproduced: Tensor, *, detach: bool = True) -> Tensor:
+    """||u - u_hat||^2 (eqs. 16-17) of each frame, (B, T) of (B, T, d), in float32 at least; `detach` as in `alignment_loss`."""
+    dtype = torch.promote_types(target.dtype, torch.float32)
+    target = (target.detach() if detach else target).to(dtype)
+    return (target - reproduced.to(dtype)).square().sum(-1)
+
+
 def alignment_loss(target: Tensor, reproduced: Tensor, *, mask: Tensor | None, reduction: str = "mean", detach: bool = True) -> Tensor:
     """||u - u_hat||^2 (eqs. 16-17).
 
@@ -87,9 +94,7 @@ def alignment_loss(target: Tensor, reproduced: Tensor, *, mask: Tensor | None, r
         reduction: see `reduce_rows`.
         detach: stop the gradient into u, so that the encoder is not drawn to what is easy to reproduce.
     """
-    dtype = torch.promote_types(target.dtype, torch.float32)
-    target = (target.detach() if detach else target).to(dtype)
-    return reduce_rows((target - reproduced.to(dtype)).square().sum(-1), target.shape[-1], mask, reduction)
+    return reduce_rows(alignment_rows(target, reproduced, detach=detach), target.shape[-1], mask, reduction)
 
 
 def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from . import ops
 from .backbones.base import Distribution, Past, Reaction, Segment, Step
-from .losses import masked_mean
-from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views
+from .config import REACTION_3DMM_DIM, REACTION_EMOTION_DIM
+from .losses import masked_mean, reduce_rows
+from .nn.compensation import CompensationRows, join_windows
+from .nn.emc import COMP_FACE, COMP_SPEECH, REAL, Streams, cut_views, fuse
 from .nn.emotion import Emotion, EmotionView, pick_emotion
+from .nn.frames import cut_frames
 from .nn.inputs import Inputs
 from .nn.noise import fold_seeds, seed_variant, stack_seeds
+from .nn.shapes import check_shape
 from .ops import streams as noise_streams
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 
 _SEGMENT, _SECOND_PASS = 16, 1 << 20
 """Seed variants of the windows of a clip and of the second pass; EMC's own stacks use 0 to 2."""
+_STACKED_ROWS = 512
+"""Sequences (windows of all clips and draws) that are computed at once at most, where several windows are: a bound on memory."""
 
 
 class Result(NamedTuple):
@@ -63,10 +70,12 @@ class Pass:
         looks_ahead = self.emc is not None and model.config.ea == "attention" and not model.config.causal
         self.enhance_once = single or (stable and not looks_ahead)
         self.encoded: tuple[Tensor | None, Tensor | None] | None = None if first is None else first.encoded
+        self.stacked = self._stack()
         self.pick: Tensor | None = None if not self.learn else self._draw_pick() if first is None else first.pick
         self.views = self._emotion_views()
         self.whole: Streams | None = None
         self.enhanced: tuple[Tensor, int] | None = None
+        self.rows: list[tuple[int, CompensationRows]] = []
         self.terms: dict[str, Tensor] = {}
 
     def again(self) -> Pass:
@@ -90,10 +99,14 @@ class Pass:
         if target is not None and backbone.teacher_forcing and (self.model.training or backbone.likelihood):
             taught = Past(target.coefficients, target.emotion, true_draw).map(lambda t: t.repeat_interleave(draws, 0))
         so_far: list[Tensor] = []
-        for segment in self.segments:
+        for segment in self.stacked:
+            count, parts = segment.count, segment.parts()
             counted = self._counted(segment)
             streams, distribution = self._distribution(segment, past, fusions)
             sample = backbone.sample(distribution, draws, segment=segment, seed=self.seeds)
+            width = backbone.sample_dim or self.model.config.d_model
+            rows, frames = x.batch * count, segment.frames if distribution.per_frame else 1
+            check_shape(backbone, "sample: values", sample.values, "B, K, frames or 1, sample_dim", rows, draws, frames, width)
             values = sample.values.flatten(0, 1)
             drawn = values if sample.drawn is None else sample.drawn.flatten(0, 1)
             within = self._within(segment)
@@ -101,22 +114,26 @@ class Pass:
             memory = values
             emotion = self._sample_emotion(streams, segment)
             if self.emc is not None and emotion is not None:
-                memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed)
+                memory = self.emc.enhance_sample(sample.values, segment, emotion, within, seed, per_frame=distribution.per_frame)
             folded = None if within is None else within.repeat_interleave(draws, 0)
             piece = backbone.decode(
                 memory, drawn, distribution=distribution, segment=segment, frame_mask=folded, past=past, seed=fold_seeds(seed, draws)
             )
+            for name, part, channels in zip(Reaction._fields, piece, (REACTION_3DMM_DIM, REACTION_EMOTION_DIM), strict=True):
+                check_shape(backbone, f"decode: {name}", part, "B * K, frames, channels", rows * draws, segment.frames, channels)
             if folded is not None:
                 # 0 beyond a clip's length, and in segments that the clip has no part in
                 folded = folded if counted is None else folded & counted.repeat_interleave(draws, 0)[:, None]
                 piece = Reaction(*(torch.where(folded[..., None], t, 0) for t in piece))
-            pieces.append(piece)
-            present.append(folded)
+            pieces += [Reaction(*part) for part in zip(*(t.chunk(count) for t in piece), strict=True)]
+            present += _apart(folded, count)
             within = within if within is None or counted is None else within & counted[:, None]
-            steps.append(Step(segment, distribution, memory.unflatten(0, (x.batch, draws)), within))
+            each = distribution.split(count) if count > 1 else [distribution]
+            memories = memory.unflatten(0, (-1, draws)).chunk(count)
+            steps += [Step(*step) for step in zip(parts, each, memories, _apart(within, count), strict=True)]
             if sample.kl is not None:
-                kls.append(sample.kl)
-                counts.append(counted)
+                kls += sample.kl.chunk(count)
+                counts += _apart(counted, count)
             if backbone.autoregressive:
                 if taught is not None:
                     past = taught.map(lambda t, stop=segment.stop: t[:, :stop])  # type: ignore[misc]
@@ -130,6 +147,8 @@ class Pass:
         if kls:
             mask = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
             self.terms["segment_kl"] = masked_mean(torch.stack(kls), mask)
+        if self.rows:
+            self.terms.update(self._compensation_losses())
         if fusions:
             self.terms["fusion"] = self._fusion_loss(fusions)
         return Result(reaction, steps, self.terms, true_draw)
@@ -139,7 +158,7 @@ class Pass:
     def _distribution(self, segment: Segment, past: Past | None, fusions: list[list[Distribution]]) -> tuple[Streams, Distribution]:
         """Z of the segment, and the streams that it came from; in learning Z of the picked fusion, and `fusions` grows."""
         streams, fused, draws = self._fused(segment)
-        batch = self.inputs.batch
+        batch = self.inputs.batch * segment.count
         groups = fused.shape[0] // (batch * draws)  # 3 fusions in learning, else 1
         rows = draws
         if past is not None and draws < self.draws:
@@ -161,9 +180,10 @@ class Pass:
         if groups == 1:
             return streams, distribution
         options = distribution.split(groups)
-        fusions.append(options)
+        each = [option.split(segment.count) if segment.count > 1 else [option] for option in options]
+        fusions += [list(part) for part in zip(*each, strict=True)]
         assert self.pick is not None
-        return streams, type(distribution).pick(options, self.pick)
+        return streams, type(distribution).pick(options, self.pick.repeat(segment.count))
 
     def _fusion_loss(self, fusions: list[list[Distribution]]) -> Tensor:
         """The fusion loss over all segments of all clips together, so that a segment weighs by the clips that are in it."""
@@ -178,9 +198,20 @@ class Pass:
                 mask = torch.stack([c for c in counted if c is not None], dim=1)
         return options[REAL].fusion_loss(options[COMP_FACE], options[COMP_SPEECH], mask=mask, reduction=self.model.config.reduction)
 
+    def _compensation_losses(self) -> dict[str, Tensor]:
+        """`align` and `cma_kl` over all frames, each once."""
+        emc, reduction = self.emc, self.model.config.reduction
+        assert emc is not None
+        align, kl, counted = join_windows(self.rows, self.inputs.frames)
+        return {
+            "align": reduce_rows(align, self.model.config.d_model, counted, reduction),
+            "cma_kl": reduce_rows(kl, emc.cma_face.latent_dim, counted, reduction),
+        }
+
     def _fused(self, segment: Segment) -> tuple[Streams, Tensor, int]:
-        """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J."""
+        """Streams and fused sequence (groups * B * J, T, d) of the frames that a segment sees, and J; B counts stacked windows."""
         first, stop = segment.first, segment.heard
+        spans = [(part.first, part.heard) for part in segment.parts()]
         if self.encode_once and self.whole is None:
             self.whole = self._streams(0, self.inputs.frames, self.dropout_seeds)
         if self.enhance_once:
@@ -188,27 +219,30 @@ class Pass:
             if self.enhanced is None:
                 self.enhanced = self._enhance(self.whole, self.dropout_seeds)
             fused, draws = self.enhanced
-            return self.whole.cut(first, stop), fused[:, first:stop], draws
+            return self.whole.cut(spans), fused[:, first:stop], draws
         seed = self._segment_seed(segment)
-        part = self._streams(first, stop, seed) if self.whole is None else self.whole.cut(first, stop)
-        return part, *self._enhance(part, seed)
+        part = self._streams(first, stop, seed, self._counted(segment)) if self.whole is None else self.whole.cut(spans)
+        return part, *self._enhance(part, seed, segment.count)
 
-    def _enhance(self, streams: Streams, seed: Tensor | None) -> tuple[Tensor, int]:
+    def _enhance(self, streams: Streams, seed: Tensor | None, windows: int = 1) -> tuple[Tensor, int]:
         if self.emc is None:
-            return self.backbone.fuse(streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
+            return fuse(self.backbone, streams.face, streams.speech, key_mask=streams.frame_mask, seed=seed), 1
         if self.learn and not self.repeats:
             return self.emc.enhance_training(streams, self.backbone, seed), 1
-        return self.emc.enhance(streams, self.backbone, self.inputs.batch, seed)
+        return self.emc.enhance(streams, self.backbone, self.inputs.batch * windows, seed)
 
-    def _streams(self, first: int, stop: int, seed: Tensor | None) -> Streams:
-        """Encoded and compensated streams of frames `first` to `stop`; `seed` (B,) is for the encoders' dropout."""
+    def _streams(self, first: int, stop: int, seed: Tensor | None, counted: Tensor | None = None) -> Streams:
+        """Encoded and compensated streams of frames `first` to `stop`; `seed` (B,) is for the encoders' dropout.
+
+        `counted` (B,) are the clips that these frames count for in the losses; None = all.
+        """
         x, emc = self.inputs, self.emc
 
         def cut(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[:, first:stop]
 
         face, speech = self._encode(first, stop, seed)
-        views = cut_views(self.views, first, stop)
+        views = cut_views(self.views, [(first, stop)])
         mask = cut(self._frame_mask())
         if emc is None:
             assert face is not None
@@ -219,11 +253,14 @@ class Pass:
             return Streams(face, speech, None, None, views, mask)
         assert face is not None
         assert speech is not None
-        face, speech, comp_face, comp_speech, losses = emc.compensate_training(
+        face, speech, comp_face, comp_speech, rows = emc.compensate_training(
             face, speech, cut(x.has_face), cut(x.has_speech), cut(x.valid), seed=self.seeds, frame_offset=first
         )
         if not self.repeats:
-            self.terms.update(losses)  # where every segment is encoded anew, the last and longest counts
+            if counted is not None:
+                there = torch.ones_like(rows.align, dtype=torch.bool) if rows.counted is None else rows.counted
+                rows = rows._replace(counted=there & counted[:, None])
+            self.rows.append((first, rows))
         streams = Streams(face, speech, comp_face, comp_speech, views, mask)
         if not self.repeats:
             return streams
@@ -231,6 +268,21 @@ class Pass:
         return emc.select(streams, self.pick)
 
     # Small parts
+
+    def _stack(self) -> list[Segment]:
+        """The segments in their order, with those that may be computed at once as one."""
+        if not (self.backbone.stacks_segments and self.encode_once):
+            return self.segments
+        most = max(_STACKED_ROWS // (self.inputs.batch * self.draws), 1)
+        stacked = self.segments[:1]
+        for segment in self.segments[1:]:
+            last = stacked[-1]
+            stride = segment.begin - last.begin - (last.count - 1) * last.stride
+            if last.count < most and segment.frames == last.frames and last.stride in (0, stride):
+                stacked[-1] = replace(last, count=last.count + 1, stride=stride)
+            else:
+                stacked.append(segment)
+        return stacked
 
     def _encode(self, first: int, stop: int, seed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if self.encode_once and self.encoded is not None:
@@ -248,6 +300,9 @@ class Pass:
         else:
             masks = (x.valid if x.has_face is None else x.has_face), (x.valid if x.has_speech is None else x.has_speech)
         encoded = self.backbone.encode(cut(face), cut(speech), face_mask=cut(masks[0]), speech_mask=cut(masks[1]), seed=seed)
+        for name, stream, u in zip(("face", "speech"), (face, speech), encoded, strict=True):
+            if stream is not None:
+                check_shape(self.backbone, f"encode: {name}", u, "B, T, d_model", x.batch, stop - first, self.model.config.d_model)
         if self.encode_once:
             self.encoded = encoded
         return encoded
@@ -285,13 +340,13 @@ class Pass:
 
     def _sample_emotion(self, streams: Streams, segment: Segment) -> Emotion | None:
         """S-EA's emotion, to the segment's end: that of the fusion that goes on."""
-        views = streams.views if segment.seen is None else cut_views(self.views, segment.first, segment.stop)
+        views = streams.views if segment.seen is None else cut_views(self.views, [(segment.first, segment.stop)])
         if views is None:
             return None
         if len(views) == 1:
             return views[0].fused
         assert self.pick is not None
-        return pick_emotion([view.fused for view in views], self.pick)
+        return pick_emotion([view.fused for view in views], self.pick.repeat(segment.count))
 
     def _draw_pick(self) -> Tensor:
         """(B,) int64 in {0, 1, 2}: the fusion that each clip goes on with."""
@@ -304,14 +359,22 @@ class Pass:
 
     def _segment_seed(self, segment: Segment) -> Tensor | None:
         """Seeds of the dropout in one segment."""
-        return seed_variant(self.dropout_seeds, _SEGMENT + segment.index if segment.index else 0)
+        if self.dropout_seeds is None:
+            return None
+        return torch.cat([seed_variant(self.dropout_seeds, _SEGMENT + p.index if p.index else 0) for p in segment.parts()])
 
     def _within(self, segment: Segment) -> Tensor | None:
         """(B, segment.frames) frames of the segment within the clips' lengths; None = all."""
-        return None if self.inputs.valid is None else self.inputs.valid[:, segment.begin : segment.stop]
+        valid = self.inputs.valid
+        return None if valid is None else cut_frames(valid, [(part.begin, part.stop) for part in segment.parts()])
 
     def _counted(self, segment: Segment) -> Tensor | None:
         """(B,) clips that this segment is a part of; None = all."""
         if self.inputs.valid is None:
             return None
-        return self.inputs.valid[:, self.backbone.needed_frame(segment)]
+        return torch.cat([self.inputs.valid[:, self.backbone.needed_frame(part)] for part in segment.parts()])
+
+
+def _apart(x: Tensor | None, count: int) -> list[Tensor | None]:
+    """What was stacked along the batch, one by one."""
+    return [None] * count if x is None else list(x.chunk(count))

@@ -13,17 +13,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..errors import CheckpointError, DataError
-from ..losses import mean_divisor
+from .distribution import Distribution, Gaussian
+from .options import NoOptions
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+__all__ = ["Backbone", "Distribution", "Gaussian", "Listeners", "Past", "Reaction", "Sample", "Segment", "Step"]
 
 
 class Reaction(NamedTuple):
@@ -72,6 +71,8 @@ class Segment:
     frames so far before it; a model of independent windows has `first == begin`.
 
     `seen` is where the speaker's frames end for Z, after `first`, if before `stop`; the emotion that S-EA takes still reaches to `stop`.
+
+    `count` steps of a backbone with `stacks_segments` may be taken at once: this one and those that begin each `stride` frames later.
     """
 
     index: int
@@ -79,6 +80,15 @@ class Segment:
     begin: int
     stop: int
     seen: int | None = None
+    count: int = 1
+    stride: int = 0
+
+    def parts(self) -> list[Segment]:
+        """The steps that are taken at once, each by itself."""
+        if self.count == 1:
+            return [self]
+        starts = [(i, i * self.stride) for i in range(self.count)]
+        return [Segment(self.index + i, self.first + d, self.begin + d, self.stop + d) for i, d in starts]
 
     @property
     def heard(self) -> int:
@@ -91,91 +101,8 @@ class Segment:
         return self.stop - self.begin
 
 
-class Distribution(ABC):
-    """Z, what a backbone draws from: the draw axis is the second, (B, J, ...), J = 1 or the number of draws.
-
-    There may be one vector per clip or segment, or one per frame (`per_frame`), then with the frames as the third axis.
-    """
-
-    @property
-    @abstractmethod
-    def per_frame(self) -> bool:
-        """True for one per frame, False for one vector."""
-
-    @abstractmethod
-    def split(self, parts: int) -> list[Self]:
-        """The distributions of `parts` groups stacked along B."""
-
-    @staticmethod
-    @abstractmethod
-    def join(segments: list[Any]) -> Any:
-        """The distributions of a clip's segments as one sequence (B, J, N, ...): N segments, or all their frames."""
-
-    @staticmethod
-    @abstractmethod
-    def pick(options: list[Any], index: Tensor) -> Any:
-        """Per clip the distribution that `index` (B,) names."""
-
-    @abstractmethod
-    def fusion_loss(self, comp_face: Self, comp_speech: Self, *, mask: Tensor | None, reduction: str) -> Tensor:
-        """The fusion loss (eq. 14) with `self` as the fusion of the real streams.
-
-        `mask` (B,) or (B, N) are the clips, segments or frames that count. `mean` is per element, so that the term stands beside
-        the other means whatever the width; `paper_sum` sums all elements of a clip and takes the mean over clips.
-        """
-
-
-@dataclass(frozen=True)
-class Gaussian(Distribution):
-    """A diagonal Gaussian: `mu` and `logvar` (B, J, d), or (B, J, T, d) per frame; `logvar` None is unit variance."""
-
-    mu: Tensor
-    logvar: Tensor | None
-
-    def split(self, parts: int) -> list[Gaussian]:
-        """Chunks along B."""
-        mu = self.mu.chunk(parts)
-        logvar = [None] * parts if self.logvar is None else self.logvar.chunk(parts)
-        return [Gaussian(m, v) for m, v in zip(mu, logvar, strict=True)]
-
-    @property
-    def per_frame(self) -> bool:
-        """True with a frame axis."""
-        return self.mu.ndim > 3
-
-    @staticmethod
-    def join(segments: list[Gaussian]) -> Gaussian:
-        """The distributions of a clip's segments as one sequence (B, J, N, d): N segments, or all their frames."""
-        draws = max(g.mu.shape[1] for g in segments)
-
-        def cat(parts: list[Tensor]) -> Tensor:
-            parts = [p.expand(-1, draws, *p.shape[2:]) for p in parts]
-            return torch.cat(parts, dim=2) if segments[0].per_frame else torch.stack(parts, dim=2)
-
-        logvars = [g.logvar for g in segments if g.logvar is not None]
-        return Gaussian(cat([g.mu for g in segments]), cat(logvars) if logvars else None)
-
-    @staticmethod
-    def pick(options: list[Gaussian], index: Tensor) -> Gaussian:
-        """Per clip the distribution that `index` (B,) names."""
-        rows = torch.arange(index.shape[0], device=index.device)
-        mu = torch.stack([option.mu for option in options])[index, rows]
-        logvars = [option.logvar for option in options if option.logvar is not None]
-        return Gaussian(mu, torch.stack(logvars)[index, rows] if logvars else None)
-
-    def fusion_loss(self, comp_face: Gaussian, comp_speech: Gaussian, *, mask: Tensor | None, reduction: str) -> Tensor:
-        """See `Distribution.fusion_loss`; an element is one coordinate of the Gaussian."""
-        pairs = [(option.mu, option.logvar) for option in (self, comp_face, comp_speech)]
-        if mask is not None:
-            mask = mask.reshape(mask.shape[0], 1, *mask.shape[1:]).expand(self.mu.shape[:-1])
-        total = ops.fusion_kl(*pairs, mask=mask, reduction="sum")
-        if reduction == "mean":
-            return total / mean_divisor(self.mu.shape[:-1], mask, self.mu.device) / self.mu.shape[-1]
-        return total / self.mu.shape[0]
-
-
 class Sample(NamedTuple):
-    """What was drawn: `values` (B, K, N, d), with N = 1 for one vector per clip, else N frames; and the loss of the latent.
+    """What was drawn, `values` (B, K, N, d), and the loss of the latent. N is the frames, or 1 where Z is not `per_frame`.
 
     `kl` is (B,) float32: the mean KL of the clip's distribution to N(0, I), per element; None where a backbone has no such term.
     `drawn` (B, K, N, ...) is what `decode` takes as its `sample` in place of `values`, and what later segments find in `Past.drawn`:
@@ -208,7 +135,7 @@ class Step(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """Base class of backbones; see docs/model.md, "Another backbone".
+    """Base class of backbones; see docs/own-backbone.md.
 
     Attributes:
         d_model: width of both encoded streams.
@@ -223,8 +150,12 @@ class Backbone(nn.Module, ABC):
             wherever there is one, in evaluation too. (To generate, give no target.)
         shares_fused: where the draws of an autoregressive backbone have one fused sequence, `distribution` takes it once: fewer rows than
             draws, of which each stands for the draws of its clip, side by side.
+        stacks_segments: its segments are windows by themselves with a Z per frame, and several of the same length may be given at once,
+            stacked along the batch (`Segment.count`, row s * B + b is segment s of clip b). `sample` alone has to look: its seed is
+            (B,), and the noise of each must be that which it has by itself. Needs `framewise`.
         whole_segments: a clip that ends inside a segment gets nothing from it (else it gets the frames that it has).
         alternative_weight: weight of the loss term that compares with a second, independent pass; 0 saves that pass.
+        options_type: the dataclass of its `EMCConfig.backbone_options`, of JSON values.
         stages: names of the stages of training that come before the model's own, in their order; see `stage_loss`.
     """
 
@@ -237,9 +168,10 @@ class Backbone(nn.Module, ABC):
     teacher_forcing: bool = False
     likelihood: bool = False
     shares_fused: bool = False
+    stacks_segments: bool = False
     whole_segments: bool = False
     stages: ClassVar[tuple[str, ...]] = ()
-    options_type: ClassVar[type]
+    options_type: ClassVar[type] = NoOptions
 
     def __init__(self, *config_and_options: Any) -> None:
         """Take an `EMCConfig` and the options of `options_type`."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..losses import masked_mean, mean_divisor
 from ..ops import streams
-from .base import Distribution
+from .distribution import Distribution
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import REACTION_3DMM_DIM
 from ..nn.noise import layer_stream
-from .base import Backbone, Distribution, Past, Reaction, Sample, Segment
+from .base import Backbone, Past, Reaction, Sample, Segment
 from .categorical import Categorical
+from .distribution import Distribution
 from .faceais_predictor import SPECIAL, PredictorListener, PredictorSpeaker
 from .faceais_tokenizer import FaceTokenizer, emotion_error, face_error
 from .options import FaceAISOptions
@@ -56,6 +57,8 @@ class FaceAIS(Backbone):
         self.tokenizer = FaceTokenizer(options, dropout=p)
         self.speaker = PredictorSpeaker(d, heads, config.speech_dim, options, dropout=p)
         self.listener = PredictorListener(d, heads, options, dropout=p)
+        for layer in (*self.speaker.cross.layers, *self.listener.cross.layers):
+            nn.init.constant_(layer.gate, options.gate_start)
         self.refine: nn.Linear | None = None
         if config.emc and config.ea != "none":
             self.refine = nn.Linear(d, options.tokenizer_width)

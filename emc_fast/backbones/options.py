@@ -9,6 +9,11 @@ from ..config import REACTION_EMOTION_DIM
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """Of a backbone that has none."""
+
+
+@dataclass(frozen=True)
 class TransVAEOptions:
     """Options of Trans-VAE.
 
@@ -69,6 +74,7 @@ class FaceAISOptions:
         speaker: how much of the speaker a patch is predicted from: all to the end of the `patch`, as an offline task has it, or the `past`
             before it, as the published predictor was trained (the first patch, before which nothing is, then sees its own frames).
         cross_reads: which layers of a cross-modal stack read the other stream: the `first` only, as in the published code, or `all`.
+        gate_start: where the gates begin through which they take it in; published: 0, closed. For short trainings.
         past_mask_p: probability, in training, that of the listener's past only a random number of the last frames is shown.
         top_k: only the so many likeliest tokens are drawn from; None = all.
         temperature: of drawing.
@@ -85,6 +91,7 @@ class FaceAISOptions:
     speech_factor: int = 1
     speaker: str = "patch"
     cross_reads: str = "first"
+    gate_start: float = 0.0
     past_mask_p: float = 0.5
     top_k: int | None = 512
     temperature: float = 1.0
@@ -107,7 +114,7 @@ class FaceAISOptions:
         if not isinstance(self.levels, list | tuple) or not self.levels or any(type(n) is not int or n < 2 for n in self.levels):
             raise ValueError(f"backbone_options['levels'] takes integers of at least 2; got {self.levels!r}")
         object.__setattr__(self, "levels", tuple(self.levels))
-        for name, most in (("past_mask_p", 1.0), ("temperature", math.inf), ("reconstruction", math.inf)):
+        for name, most in (("past_mask_p", 1.0), ("temperature", math.inf), ("reconstruction", math.inf), ("gate_start", math.inf)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
                 raise ValueError(f"backbone_options[{name!r}] takes a number from 0 to {most:g}; got {value!r}")

@@ -15,7 +15,8 @@ from ..errors import ConvergenceError
 from ..losses import masked_mean, squared_error
 from ..nn.noise import BACKBONE
 from ..ops import streams
-from .base import Backbone, Distribution, Gaussian, Listeners, Past, Reaction, Sample, Segment, Step
+from .base import Backbone, Listeners, Past, Reaction, Sample, Segment, Step
+from .distribution import Distribution, Gaussian
 from .options import REGNNOptions
 from .regnn_graph import MLP, CognitiveProcessor, MotorProcessor
 from .regnn_perception import PerceptualProcessor
@@ -79,7 +80,7 @@ class REGNN(Backbone):
     """
 
     options_type = REGNNOptions
-    framewise = True
+    framewise = stacks_segments = True
     sample_dim = NODES
 
     def __init__(self, config: EMCConfig, options: REGNNOptions) -> None:
@@ -167,10 +168,12 @@ class REGNN(Backbone):
         if self.options.noise == 0 or (self.training and not self.noise_in_training):
             return Sample(mu, None)
         # Over the whole window, also where the clip ends within it: what is drawn does not depend on what follows.
-        shape = (mu.shape[0], num_samples, self.window, NODES)
+        # Windows that are taken at once follow one another in the noise too.
+        shape = (mu.shape[0] // segment.count, num_samples, segment.count * self.window, NODES)
         offset = segment.index * self.window
         dtype = torch.promote_types(mu.dtype, torch.float32)
         noise = ops.philox_normal(shape, seed, stream=streams.LATENT, frame_offset=offset, dtype=dtype, device=mu.device)
+        noise = torch.cat(noise.split(self.window, dim=2))
         largest = noise.abs().amax((-2, -1), keepdim=True)
         noise = noise * (self.options.noise**0.5 / largest).clamp(max=1)
         return Sample(mu + noise[..., : segment.frames, :].to(mu.dtype), None)

@@ -14,7 +14,8 @@ from ..nn.noise import BACKBONE, Dropout
 from ..nn.positions import SinusoidalPositions
 from ..nn.transformer import DecoderLayer, EncoderLayer
 from ..ops import streams
-from .base import Backbone, Distribution, Gaussian, Past, Reaction, Sample, Segment
+from .base import Backbone, Past, Reaction, Sample, Segment
+from .distribution import Distribution, Gaussian
 from .options import TransVAEOptions
 from .video_encoder import VideoEncoder
 

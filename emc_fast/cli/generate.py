@@ -26,12 +26,18 @@ def command(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     cache: Annotated[Path | None, typer.Option(help="Where to keep the features. [default: emc-cache inside the corpus]")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Import this backbone, package.module:Class, for a model that was made with it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
 ) -> None:
     """Write K reactions per clip: prediction_emotion.npy [N,K,T,25] and prediction_3dmm.npy [N,K,T,58]."""
     from ..data.cache import default_cache_dir
     from ..training import generate
+    from ._backbone import chosen_backbone
 
+    if backbone is not None:
+        chosen_backbone(backbone)
     written = generate(
         checkpoint,
         out,

@@ -13,7 +13,10 @@ def command(
     data: Annotated[Path | None, typer.Option(help="Corpus in the REACT 2024 layout.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; settings not given are taken from it.")] = False,
     config: Annotated[Path | None, typer.Option(help="JSON with any of the settings; the options below override it.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Backbone; its published recipe is the default of every setting.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Backbone, with its published recipe as the default of every setting; or your own: package.module:Class."),
+    ] = None,
     emc: Annotated[bool | None, typer.Option("--emc/--no-emc", help="With EMC, or the backbone as published.")] = None,
     epochs: Annotated[int | None, typer.Option(help="[Trans-VAE: 50]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips per step and process. [Trans-VAE: 4]")] = None,
@@ -41,7 +44,9 @@ def command(
     from ..training import train
     from ..training.config import TrainConfig, merge, read_settings
     from ..training.presets import recipe
+    from ._backbone import chosen_backbone
 
+    named = None if backbone is None else chosen_backbone(backbone)
     given: dict[str, Any] = {
         "data": data and str(data),
         "out": str(out),
@@ -66,19 +71,20 @@ def command(
     if resume and (out / "config.json").is_file():
         settings = read_settings(out / "config.json") | settings
     else:
-        settings = merge(recipe(backbone or settings.get("model", {}).get("backbone", "")), settings)
+        settings = merge(recipe(named or settings.get("model", {}).get("backbone", "")), settings)
     settings |= {name: value for name, value in given.items() if value is not None}
     if "cache_dir" not in settings and settings.get("data"):
         settings["cache_dir"] = str(default_cache_dir(settings["data"]))
     if clip_length is not None:
         settings["clip_length"] = clip_length or None
-    model = {name: value for name, value in (("backbone", backbone), ("emc", emc)) if value is not None}
+    model = {name: value for name, value in (("backbone", named), ("emc", emc)) if value is not None}
     if model:
         settings["model"] = {**settings.get("model", {}), **model}
 
     result = train(TrainConfig.from_dict(settings), resume=resume)
     if result.stopped_by is not None:
-        typer.echo(f"stopped; to go on: emc-fast train --resume --out {_quoted(out)}")
+        own = f" --backbone {backbone}" if backbone is not None and ":" in backbone else ""
+        typer.echo(f"stopped; to go on: emc-fast train --resume --out {_quoted(out)}{own}")
         raise typer.Exit(128 + result.stopped_by)
     if result.is_main_process:
         best = f"best validation loss {result.best['loss']:.5g} in epoch {result.best['epoch']}: {result.paths.best}" if result.best else ""

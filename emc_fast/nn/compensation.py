@@ -116,3 +116,33 @@ class CompensatoryModalityAlignment(nn.Module):
         if both is not None:
             z = torch.where(both[..., None], z, self.sample_prior(condition, 1, seed=seed, frame_offset=frame_offset)[:, 0].to(z.dtype))
         return Compensation(self.decode(z[:, None], condition)[:, 0], kl)
+
+
+class CompensationRows(NamedTuple):
+    """Frame by frame what both directions' losses are made of: alignment and KL, (B, T), summed over channels.
+
+    `counted` (B, T) bool are the frames that count, None = all.
+    """
+
+    align: Tensor
+    kl: Tensor
+    counted: Tensor | None
+
+
+def join_windows(windows: list[tuple[int, CompensationRows]], frames: int) -> CompensationRows:
+    """The rows of a clip of so many frames, from windows by their first frame.
+
+    Where windows overlap and each has been encoded anew, a frame has the mean over the windows in which it counts, and so counts once.
+    """
+    if len(windows) == 1:
+        return windows[0][1]
+    count: Tensor | int = 0
+    sums: list[Tensor | int] = [0, 0]
+    for first, (align, kl, counted) in windows:
+        there = torch.ones_like(align, dtype=torch.bool) if counted is None else counted
+        around = (first, frames - first - align.shape[1])
+        count = count + F.pad(there.to(align.dtype), around)
+        sums = [total + F.pad(torch.where(there, rows, 0), around) for total, rows in zip(sums, (align, kl), strict=True)]
+    assert isinstance(count, Tensor)
+    align, kl = (total / count.clamp(min=1) for total in sums)
+    return CompensationRows(align, kl, count > 0)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..losses import alignment_loss, reduce_rows
+from ..losses import alignment_rows
 from ..ops import streams as noise_streams
-from .compensation import CompensatoryModalityAlignment
+from .compensation import CompensationRows, CompensatoryModalityAlignment
 from .emotion import Emotion, EmotionMLP, EmotionSources, EmotionView, pick_emotion
 from .emotion_attention import EmotionAddNorm, EmotionAwareAttention
+from .frames import Spans, cut_frames
 from .noise import EA_FACE, EA_FUSED, EA_SAMPLE, EA_SPEECH, fold_seeds, stack_seeds
 from .positions import SinusoidalPositions
+from .shapes import check_shape
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone, Segment
@@ -42,28 +44,35 @@ class Streams:
     views: tuple[EmotionView, ...] | None
     frame_mask: Tensor | None
 
-    def cut(self, first: int, stop: int) -> Streams:
-        """Frames `first` to `stop`."""
+    def cut(self, spans: Spans) -> Streams:
+        """The frames of `spans`, as `cut_frames`."""
 
         def part(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[:, first:stop]
+            return None if x is None else cut_frames(x, spans)
 
         return Streams(
-            self.face[:, first:stop],
-            self.speech[:, first:stop],
+            cut_frames(self.face, spans),
+            cut_frames(self.speech, spans),
             part(self.comp_face),
             part(self.comp_speech),
-            cut_views(self.views, first, stop),
+            cut_views(self.views, spans),
             part(self.frame_mask),
         )
 
 
-def cut_views(views: tuple[EmotionView, ...] | None, first: int, stop: int) -> tuple[EmotionView, ...] | None:
-    """Frames `first` to `stop` of every view; emotions that were one object, in one view or several, stay one."""
+def cut_views(views: tuple[EmotionView, ...] | None, spans: Spans) -> tuple[EmotionView, ...] | None:
+    """The frames of `spans` of every view, as `cut_frames`; emotions that were one object, in one view or several, stay one."""
     if views is None:
         return None
-    done = {id(emotion): emotion.cut(first, stop) for view in views for emotion in view}
+    done = {id(emotion): emotion.cut(spans) for view in views for emotion in view}
     return tuple(EmotionView(*(done[id(emotion)] for emotion in view)) for view in views)
+
+
+def fuse(backbone: Backbone, face: Tensor, speech: Tensor, *, key_mask: Tensor | None, seed: Tensor | None) -> Tensor:
+    """The backbone's fusion of two streams (N, T, d), looked at by shape."""
+    fused = backbone.fuse(face, speech, key_mask=key_mask, seed=seed)
+    check_shape(backbone, "fuse", fused, "rows, T, fused_dim", *face.shape[:2], backbone.fused_dim or face.shape[2])
+    return fused
 
 
 class EMC(nn.Module):
@@ -195,8 +204,8 @@ class EMC(nn.Module):
         *,
         seed: Tensor,
         frame_offset: int = 0,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Both streams, their reproductions, and the losses `align` and `cma_kl`.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, CompensationRows]:
+        """Both streams, their reproductions, and frame by frame what the losses `align` and `cma_kl` are made of.
 
         Args:
             u_face, u_speech: (B, T, d).
@@ -206,10 +215,9 @@ class EMC(nn.Module):
             frame_offset: number of the first frame in the clip.
 
         Returns:
-            face and speech with holes compensated, comp_face and comp_speech, all (B, T, d), and the losses. A reproduction stands
+            face and speech with holes compensated, comp_face and comp_speech, all (B, T, d), and the rows. A reproduction stands
             only where the other modality is there to make it from; elsewhere it is the stream itself.
         """
-        cfg = self.config
         both = None
         if has_face is not None and has_speech is not None:
             both = has_face & has_speech
@@ -218,15 +226,12 @@ class EMC(nn.Module):
         made_face = self.cma_face(u_face, u_speech, both=both, seed=seed, frame_offset=frame_offset)
         made_speech = self.cma_speech(u_speech, u_face, both=both, seed=seed, frame_offset=frame_offset)
         counted = valid if both is None else both  # the masks lie within the clip already
-        losses = {
-            "align": alignment_loss(u_face, made_face.features, mask=counted, reduction=cfg.reduction, detach=cfg.detach_target)
-            + alignment_loss(u_speech, made_speech.features, mask=counted, reduction=cfg.reduction, detach=cfg.detach_target),
-            "cma_kl": reduce_rows(made_face.kl, self.cma_face.latent_dim, counted, cfg.reduction)
-            + reduce_rows(made_speech.kl, self.cma_speech.latent_dim, counted, cfg.reduction),
-        }
+        detach = self.config.detach_target
+        align = alignment_rows(u_face, made_face.features, detach=detach) + alignment_rows(u_speech, made_speech.features, detach=detach)
+        rows = CompensationRows(align, made_face.kl + made_speech.kl, counted)
         face, comp_face = self._fill(u_face, made_face.features, has_face, has_speech)
         speech, comp_speech = self._fill(u_speech, made_speech.features, has_speech, has_face)
-        return face, speech, comp_face, comp_speech, losses
+        return face, speech, comp_face, comp_speech, rows
 
     @staticmethod
     def _fill(u: Tensor, made: Tensor, has: Tensor | None, has_other: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -299,7 +304,7 @@ class EMC(nn.Module):
             face = face if draws_face == draws else face.repeat_interleave(draws, 0)
             speech = speech if draws_speech == draws else speech.repeat_interleave(draws, 0)
         folded = None if mask is None else mask.repeat_interleave(draws, 0)
-        fused = backbone.fuse(face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
+        fused = fuse(backbone, face, speech, key_mask=folded, seed=fold_seeds(seed, draws))
         return self.apply_ea(self.ea_fused, [fused], self._as_wide_as_fused([real.fused]), mask, seed, draws=draws), draws
 
     def enhance_training(self, streams: Streams, backbone: Backbone, seed: Tensor | None) -> Tensor:
@@ -318,7 +323,8 @@ class EMC(nn.Module):
         )
         real_face, comp_face = face.chunk(2)
         real_speech, comp_speech = speech.chunk(2)
-        fused = backbone.fuse(
+        fused = fuse(
+            backbone,
             torch.cat((real_face, comp_face, real_face)),
             torch.cat((real_speech, real_speech, comp_speech)),
             key_mask=None if mask is None else mask.repeat(3, 1),
@@ -353,22 +359,25 @@ class EMC(nn.Module):
             views = (view,)
         return replace(streams, face=face, speech=speech, views=views)
 
-    def enhance_sample(self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor | None) -> Tensor:
+    def enhance_sample(
+        self, sample: Tensor, segment: Segment, emotion: Emotion, mask: Tensor | None, seed: Tensor | None, *, per_frame: bool
+    ) -> Tensor:
         """S-EA (eq. 15).
 
         Args:
-            sample: (B, K, N, sample_dim); one vector (N = 1) is broadcast over the frames and takes positions.
+            sample: (B, K, T, sample_dim), or one vector (B, K, 1, sample_dim), which is broadcast over the frames and takes positions.
             segment: the T frames to be produced.
             emotion: (B, S, d), S >= T, the last frames of both coincide.
             mask: (B, T) bool, frames within the clip.
             seed: int64 (B,), for dropout; None outside training.
+            per_frame: which of the two it is; a segment may have a single frame.
 
         Returns:
             (B * K, T, sample_dim).
         """
         draws = sample.shape[1]
         sequence = sample if self.sample_in is None else self.sample_in(sample)
-        if sample.shape[2] == 1:
+        if not per_frame:
             sequence = sequence + self.positions(segment.frames, offset=segment.begin).to(sample.dtype)
             wanted = self.config.emotion_positions
             if self.config.window is None if wanted is None else wanted:

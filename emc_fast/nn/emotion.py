@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FACE_EMOTION_DIM, SPEECH_EMOTION_DIM
+from .frames import Spans, cut_frames
 
 
 class EmotionMLP(nn.Module):
@@ -45,9 +46,9 @@ class Emotion(NamedTuple):
     values: Tensor
     mask: Tensor | None
 
-    def cut(self, first: int, stop: int) -> Emotion:
-        """Frames `first` to `stop`."""
-        return Emotion(self.values[:, first:stop], None if self.mask is None else self.mask[:, first:stop])
+    def cut(self, spans: Spans) -> Emotion:
+        """The frames of `spans`, as `cut_frames`."""
+        return Emotion(cut_frames(self.values, spans), None if self.mask is None else cut_frames(self.mask, spans))
 
 
 class EmotionView(NamedTuple):

@@ -70,8 +70,8 @@ SMALL: dict[str, dict[str, Any]] = {
                 "vocabulary": 125,
                 "levels": [5, 5, 5],
                 "top_k": None,
-                # Speech comes in through a gate that starts at zero, and the synthetic face says all: in so few steps it hardly opens.
-                "cross_reads": "all",
+                # Closed at first, as published, the gates hardly open in so few steps, and the predictor sees its own past alone.
+                "gate_start": 1.0,
                 "tokenizer_width": 48,
                 "tokenizer_heads": 4,
                 "tokenizer_layers": 2,

@@ -82,7 +82,13 @@ def open_run(config: TrainConfig, *, resume: bool, processes: int = 1) -> RunPat
     if begun:
         recover(paths.last)
         recover(paths.best)
-        old, new = read_json(paths.config), json.loads(json.dumps(config.to_dict()))
+        try:
+            begun_with = TrainConfig.from_dict(read_json(paths.config))  # what the version that began it did not have takes its default
+        except (ValueError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{paths.config} cannot be used: {error}") from error
+        old, new = (json.loads(json.dumps(settings.to_dict())) for settings in (begun_with, config))
         if paths.last.exists():
             old["batch_size"] = read_json(paths.last / STATE_FILE)["batch"]
             new["batch_size"] *= processes

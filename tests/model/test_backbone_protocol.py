@@ -41,14 +41,37 @@ def test_a_backbone_trains_and_reacts(kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_nothing(kind):
-    model = build(backbone=kind)
+@pytest.mark.parametrize("ea", ["attention", "none"])
+@pytest.mark.parametrize("length", [8, 9, 1])
+def test_padding_changes_nothing(kind, ea, length):
+    """Also where a clip, alone, ends with a segment of a single frame: that is no vector for the whole clip."""
+    model = build(backbone=kind, ea=ea)
     batch = masked(make_batch(2, 10))
     seeds = torch.tensor([1, 2])
-    together = model(**batch, lengths=torch.tensor([10, 8]), seed=seeds, num_samples=2).reaction_emotion
-    alone = model(**frames(rows(batch, [1]), 8), seed=seeds[1:], num_samples=2).reaction_emotion
-    torch.testing.assert_close(together[1:, :, :8], alone, rtol=1e-5, atol=1e-5)
-    assert (together[1, :, 8:] == 0).all()
+    together = model(**batch, lengths=torch.tensor([10, length]), seed=seeds, num_samples=2).reaction_emotion
+    alone = model(**frames(rows(batch, [1]), length), seed=seeds[1:], num_samples=2).reaction_emotion
+    torch.testing.assert_close(together[1:, :, :length], alone, rtol=1e-5, atol=1e-5)
+    assert (together[1, :, length:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "fault"),
+    [
+        ("encode", lambda u: (u[0], u[1][..., :7]), r"encode: speech gave .*\(2, \d+, 7\); \(B, T, d_model\) = \(2, \d+, 16\) is taken"),
+        ("encode", lambda u: (None, u[1]), r"encode: face gave NoneType; a tensor \(B, T, d_model\)"),
+        ("fuse", lambda x: x[:, 1:], r"fuse gave .*\(2, 3, 16\); \(rows, T, fused_dim\) = \(2, 4, 16\)"),
+        ("sample", lambda s: s._replace(values=s.values[:, :1]), r"sample: values gave .*\(2, 1, 4, 16\); .* = \(2, 3, 4, 16\)"),
+        ("decode", lambda r: r._replace(emotion=r.coefficients), r"decode: emotion gave .*\(6, 4, 58\); .* = \(6, 4, 25\)"),
+    ],
+    ids=["encode", "encode-none", "fuse", "sample", "decode"],
+)
+@pytest.mark.parametrize("emc", [True, False])
+def test_a_method_that_gives_another_shape_is_named(method, wrong, fault, emc, monkeypatch):
+    model = build(backbone="toy_windows", emc=emc)
+    right = getattr(model.backbone, method)
+    monkeypatch.setattr(model.backbone, method, lambda *args, **kwargs: wrong(right(*args, **kwargs)))
+    with pytest.raises(ValueError, match=r"Windows\." + fault):
+        model(**make_batch(2, 10), seed=1, num_samples=3)
 
 
 def test_independent_windows_see_only_themselves():

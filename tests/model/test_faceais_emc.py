@@ -165,6 +165,7 @@ def test_s_ea_reaches_the_decoders_and_begins_as_the_original():
         ({}, {"past_mask_p": 2}, "past_mask_p"),
         ({}, {"cross_reads": "some"}, "cross_reads"),
         ({}, {"speaker": "future"}, "speaker"),
+        ({}, {"gate_start": -1}, "gate_start"),
         ({}, {"layers": 0}, "layers"),
         ({}, {"tokenizer_heads": 5}, "tokenizer_heads"),
     ],
@@ -172,6 +173,21 @@ def test_s_ea_reaches_the_decoders_and_begins_as_the_original():
 def test_bad_options_are_named(fields, options, fault):
     with pytest.raises(ValueError, match=fault):
         faceais(options=SMALL | options, **fields)
+
+
+def test_gates_begin_closed_as_published_or_where_they_are_told():
+    """Closed, the predictor hears no speech and sees nobody, whatever else it learns."""
+    batch = make_batch(2, 8)
+    other = batch | {"speech": batch["speech"] + 1}
+    for start in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = EMCModel(
+            EMCConfig(backbone="faceais", emc=False, d_model=16, num_heads=2, backbone_options=SMALL | {"gate_start": start})
+        ).eval()
+        gates = [p for n, p in model.named_parameters() if n.endswith("gate")]
+        assert [g.item() for g in gates] == [start] * 2
+        before, after = (model(**given, seed=1).distribution[0].logits for given in (batch, other))
+        assert torch.equal(before, after) is (start == 0)
 
 
 def test_a_configuration_comes_back_from_json_as_it_was():

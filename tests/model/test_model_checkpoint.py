@@ -7,6 +7,7 @@ from model_helpers import build, make_batch
 from safetensors.torch import load_file, save_file
 
 from emc_fast import EMCModel
+from emc_fast.config import digest_of
 from emc_fast.errors import CheckpointError
 
 
@@ -85,6 +86,19 @@ def test_a_damaged_checkpoint_is_one_error_that_names_it(saved, damage):
     harm(path)
     with pytest.raises(CheckpointError, match=message):
         EMCModel.from_pretrained(path)
+
+
+def test_a_checkpoint_of_a_version_with_fewer_options_is_read(saved):
+    """Its digest is that of the file as it was written; what it lacks takes its default."""
+    model, directory = saved
+    values = model.config.to_dict()
+    del values["emotion_positions"], values["backbone_options"]["zero_start"]
+    (directory / "config.json").write_text(json.dumps(values))
+    reweigh(directory, lambda _: None, format="pt", emc_fast_config=digest_of(values))
+    assert EMCModel.from_pretrained(directory).config == model.config
+    (directory / "config.json").write_text(json.dumps(values | {"dropout": 0.3}))
+    with pytest.raises(CheckpointError, match="saved with another configuration"):
+        EMCModel.from_pretrained(directory)
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):

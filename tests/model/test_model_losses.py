@@ -98,3 +98,14 @@ def test_a_loss_is_one_graph():
     u, made, mask = normal(2, 3, 4), normal(2, 3, 4), torch.rand(2, 3) < 0.5
     compiled = torch.compile(alignment_loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(u, made, mask=mask), alignment_loss(u, made, mask=mask))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("frames", [(), (5,)])
+def test_the_kl_to_the_prior_is_torchs_over_what_counts(unit, frames):
+    z = Gaussian(normal(3, 2, *frames, 6), None if unit else normal(3, 2, *frames, 6))
+    expected = kl_divergence(distribution(z), Normal(0.0, 1.0)).mean(-1)
+    torch.testing.assert_close(z.prior_kl(None), expected.mean())
+    mask = torch.rand(3, *frames) < 0.5
+    torch.testing.assert_close(z.prior_kl(mask), expected.transpose(0, 1)[:, mask].mean() if mask.any() else expected.new_zeros(()))
+    assert Gaussian(z.mu.half(), None).prior_kl(mask).dtype == torch.float32

@@ -120,6 +120,20 @@ def test_resuming_with_other_settings_names_them(small):
         train(small(epochs=1, batch_size=2), resume=True)
 
 
+def test_a_run_begun_by_a_version_with_fewer_settings_goes_on(small):
+    run = train(small(epochs=1)).paths
+    values = json.loads(run.config.read_text())
+    del values["drop_at"], values["model"]["emotion_positions"], values["model"]["backbone_options"]["memory"]
+    run.config.write_text(json.dumps(values))
+    assert train(small(epochs=1), resume=True).best
+    run.config.write_text(json.dumps(values | {"drop_at": 0.1}))
+    with pytest.raises(CheckpointError, match=r"drop_at \(0.1 in the run, now 0.5\)"):
+        train(small(epochs=1), resume=True)
+    run.config.write_text(json.dumps(values | {"colour": "red"}))
+    with pytest.raises(CheckpointError, match=r"config.json cannot be used: unknown training settings colour"):
+        train(small(epochs=1), resume=True)
+
+
 def test_resuming_on_another_corpus_is_refused(small, corpus, tmp_path):
     config = small(epochs=1, cache_dir=None)
     train(config)
