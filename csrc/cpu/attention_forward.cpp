@@ -107,13 +107,8 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   alignas(64) float top[kCount], sum[kCount];
   for (int v = 0; v < V; ++v) store(top + v * W, running[v]), store(sum + v * W, total[v]);
   for (int lane = 0; lane < valid; ++lane) {
-    const bool empty = sum[lane] == 0.f;  // saw nothing; a NaN is not 0 and goes through to the result
-    const float inverse = empty ? 0.f : 1.f / sum[lane];
-    for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane] * inverse;
-    store_row(a, a.out, offset_of(a.out, b, t0 + lane, h), row);
-    float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0 + lane;
-    statistics[0] = top[lane];
-    statistics[a.batch * a.heads * a.queries] = sum[lane];
+    for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane];
+    store_result(a, b, h, t0 + lane, row, top[lane], sum[lane]);
   }
 }
 

@@ -97,6 +97,16 @@ inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64
   }
 }
 
+// Forward: what query t of a head ends with. `row` holds its output times `sum`, the sum of exponentials beside `top`, the largest score.
+inline void store_result(const AttentionArgs& a, int64_t b, int64_t h, int64_t t, float* row, float top, float sum) {
+  const float inverse = sum == 0.f ? 0.f : 1.f / sum;  // saw nothing; a NaN is not 0 and goes through to the result
+  for (int64_t d = 0; d < a.width; d += W) store(row + d, load(row + d) * inverse);
+  store_row(a, a.out, offset_of(a.out, b, t, h), row);
+  float* statistics = a.statistics + (b * a.heads + h) * a.queries + t;
+  statistics[0] = top;
+  statistics[a.batch * a.heads * a.queries] = sum;
+}
+
 // Backward: a chunk's sums [key][padded width] for the keys of `keys` become the gradients of a head's keys and values, or its part of
 // them; keys that took no part get zeros.
 inline void store_key_gradients(const AttentionArgs& a, int64_t chunk, int64_t b, int64_t h, const KeyRange& keys, const float* key_sums,

@@ -64,33 +64,36 @@ EMC_INLINE V shuffle(V a, V b, U m) {
   return __builtin_shuffle(a, b, m);
 #endif
 }
-// W vectors of W, transposed in place: each round deals the rows of both halves out in turn, which rotates the bits of (row, lane) by one.
-EMC_INLINE void transpose(F (&x)[W]) {
+// The lanes of two vectors dealt out in turn: those of their lower halves, and those of their upper halves.
+EMC_INLINE void deal(F a, F b, F* lower, F* upper) {
   U low, high;
   for (int i = 0; i < W; ++i) {
     low[i] = static_cast<uint32_t>(i / 2 + i % 2 * W);
     high[i] = low[i] + static_cast<uint32_t>(W / 2);
   }
+  *lower = shuffle(a, b, low), *upper = shuffle(a, b, high);
+}
+// W vectors of W, transposed in place: each round deals the rows of both halves out in turn, which rotates the bits of (row, lane) by one.
+EMC_INLINE void transpose(F (&x)[W]) {
 #pragma GCC unroll 4
   for (int round = 1; round < W; round *= 2) {
     F y[W];
 #pragma GCC unroll 8
-    for (int i = 0; i < W / 2; ++i) y[2 * i] = shuffle(x[i], x[i + W / 2], low), y[2 * i + 1] = shuffle(x[i], x[i + W / 2], high);
+    for (int i = 0; i < W / 2; ++i) deal(x[i], x[i + W / 2], y + 2 * i, y + 2 * i + 1);
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) x[i] = y[i];
   }
 }
 // Lane i of the result is the sum over the lanes of x[i]: a transposition that adds as it goes.
 EMC_INLINE F sum_each(F (&x)[W]) {
-  U low, high;
-  for (int i = 0; i < W; ++i) {
-    low[i] = static_cast<uint32_t>(i / 2 + i % 2 * W);
-    high[i] = low[i] + static_cast<uint32_t>(W / 2);
-  }
 #pragma GCC unroll 4
   for (int half = W / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) x[i] = shuffle(x[i], x[i + half], low) + shuffle(x[i], x[i + half], high);
+    for (int i = 0; i < half; ++i) {
+      F lower, upper;
+      deal(x[i], x[i + half], &lower, &upper);
+      x[i] = lower + upper;
+    }
   return x[0];
 }
 EMC_INLINE F max(F a, F b) { return a > b ? a : b; }

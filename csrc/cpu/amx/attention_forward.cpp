@@ -121,7 +121,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   alignas(64) uint32_t probabilities[2][2 * kTileSet];                       // [half] of two steps
   alignas(64) float factors[kInner * kLanes];                                // [key][lane], dropout
   alignas(64) float product[kLanes * kLanes];                                // of a step's probabilities and values
-  const int64_t width = a.width, padded_width = packed.padded_width, chunks = packed.tiles.inner, row_tiles = packed.tiles.rows;
+  const int64_t padded_width = packed.padded_width, chunks = packed.tiles.inner, row_tiles = packed.tiles.rows;
 
   load_queries(a, a.query, b, h, t0, valid, a.scale, padded_width, rows);
   for (int64_t half = 0; half < 2; ++half)
@@ -205,16 +205,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   alignas(64) float top[kLanes], sum[kLanes];
   for (int v = 0; v < 2; ++v) store(top + v * W, largest[v]), store(sum + v * W, total[v]);
   transpose_lanes(sums, row_tiles, padded_width, rows);
-  for (int lane = 0; lane < valid; ++lane) {
-    const bool empty = sum[lane] == 0.f;  // saw nothing; a NaN is not 0 and goes through to the result
-    const float inverse = empty ? 0.f : 1.f / sum[lane];
-    float* row = rows + lane * padded_width;
-    for (int64_t d = 0; d < width; d += W) store(row + d, load(row + d) * inverse);
-    store_row(a, a.out, offset_of(a.out, b, t0 + lane, h), row);
-    float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0 + lane;
-    statistics[0] = top[lane];
-    statistics[a.batch * a.heads * a.queries] = sum[lane];
-  }
+  for (int lane = 0; lane < valid; ++lane) store_result(a, b, h, t0 + lane, rows + lane * padded_width, top[lane], sum[lane]);
 }
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {
