@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.bench_attention import sdpa
-from bench.bench_attention_block import MATRICES, gather, with_sdpa
+from bench.bench_attention_block import MATRICES, gather
 from bench.bench_fusion_kl import LOGVARS, MEANS
 from bench.bench_fusion_kl import ours as gaussians
-from bench.bench_reparameterize import plain as plain_draw
+from bench.rivals import block_on, sdpa
+from bench.rivals import reparameterize as plain_draw
 from emc_fast.ops import attention, attention_block, dropout, dtw, fusion_kl_categorical, philox_normal, reparameterize, use_backend
 from emc_fast.ops.reference import dtw as dtw_definition
 from emc_fast.ops.reference.fusion_kl import fusion_kl as plain_gaussians
@@ -123,7 +123,7 @@ CASES = (
         ("query", "key", "value"),
     ),
     Case(
-        "attention_block", block(attention_block, 4), block(with_sdpa, 4), block_inputs, ((16, 750, 128, 4), (4, 256, 128, 4)),
+        "attention_block", block(attention_block, 4), block(block_on(sdpa), 4), block_inputs, ((16, 750, 128, 4), (4, 256, 128, 4)),
         (2, 70, 128, 4), ("x", "memory", *MATRICES),
     ),
     Case(
