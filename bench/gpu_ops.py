@@ -1,4 +1,4 @@
-"""Memory-bound operators on a GPU: each back end beside plain PyTorch, `torch.compile` of it and the device's own copy.
+"""Operators on a GPU: each back end beside plain PyTorch (for attention, its fused one), `torch.compile` of it and the device's own copy.
 
     python bench/gpu_ops.py OUT.json [--seconds 120] [--device cuda] [--quick]
 
@@ -23,16 +23,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from emc_fast import __version__
 from emc_fast.errors import BackendError
-from emc_fast.ops import fusion_kl, reparameterize, use_backend
+from emc_fast.ops import attention, fusion_kl, reparameterize, use_backend
 from emc_fast.ops._library import native
 from tests.ops import parity
 
 Call = Callable[[], Any]
-SIZES = ((48000, 128), (3_100_000, 128))
-QUICK = ((200, 128),)
+Sizes = tuple[tuple[int, ...], ...]
+#: Sizes to time, to go through quickly, and to look at for correctness: rows of a latent, and (B,T,H,D) of attention.
+ROWS: tuple[Sizes, Sizes, tuple[int, ...]] = (((48000, 128), (3_100_000, 128)), ((200, 128),), (300, 128))
+HEADS: tuple[Sizes, Sizes, tuple[int, ...]] = (((4, 256, 4, 32), (16, 750, 4, 32), (16, 256, 12, 30)), ((1, 40, 2, 32),), (2, 70, 2, 32))
 ROUNDS = 15
 
 
@@ -55,10 +58,15 @@ def plain_draw(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return z.to(mu.dtype), 0.5 * (m.square() + v.exp() - 1 - v).sum(-1)
 
 
-#: Operator, its plain form, number of inputs, tensors read and written by forward and by forward with backward.
-OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int, tuple[int, int]]] = {
-    "fusion_kl": (gaussians, plain_gaussians, 6, (6, 18)),
-    "reparameterize": (partial(reparameterize, seed=7), plain_draw, 2, (3, 8)),
+def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+
+
+#: Operator, its plain form, number of inputs, tensors read and written by forward and by forward with backward, sizes.
+OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int, tuple[int, int], tuple[Sizes, Sizes, tuple[int, ...]]]] = {
+    "fusion_kl": (gaussians, plain_gaussians, 6, (6, 18), ROWS),
+    "reparameterize": (partial(reparameterize, seed=7), plain_draw, 2, (3, 8), ROWS),
+    "attention": (attention, plain_attention, 3, (4, 11), HEADS),
 }
 
 
@@ -98,9 +106,9 @@ def served_by(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def gate(function: Callable[..., Any], count: int, backend: str, dtype: torch.dtype, device: str) -> str:
+def gate(function: Callable[..., Any], count: int, size: tuple[int, ...], backend: str, dtype: torch.dtype, device: str) -> str:
     """Why the back end is not timed, or the empty string: it cannot serve, or it is not right."""
-    inputs = {f"x{i}": torch.randn(300, 128, device=device) for i in range(count)}
+    inputs = {f"x{i}": torch.randn(size, device=device) for i in range(count)}
     try:
         parity.assert_parity(lambda **x: function(*x.values()), inputs, dtype, parity.Target(backend, device), differentiate=tuple(inputs))
     except (BackendError, AssertionError) as error:
@@ -108,12 +116,12 @@ def gate(function: Callable[..., Any], count: int, backend: str, dtype: torch.dt
     return ""
 
 
-def races(device: str, sizes: tuple[tuple[int, int], ...], deadline: float) -> Iterator[dict[str, Any]]:
+def races(device: str, quick: bool, deadline: float) -> Iterator[dict[str, Any]]:
     backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
-    for name, (function, plain, count, traffic) in OPERATORS.items():
+    for name, (function, plain, count, traffic, (sizes, quick_sizes, small)) in OPERATORS.items():
         for dtype in (torch.float32, torch.bfloat16):
-            refused = {backend: gate(function, count, backend, dtype, device) for backend in backends}
-            for size in sizes:
+            refused = {backend: gate(function, count, small, backend, dtype, device) for backend in backends}
+            for size in quick_sizes if quick else sizes:
                 for direction, make in (("forward", forward), ("forward+backward", both)):
                     if time.monotonic() > deadline:
                         yield {"operator": name, "size": size, "dtype": str(dtype), "direction": direction, "skipped": "out of time"}
@@ -162,7 +170,7 @@ def main() -> None:
         "library": native().stamp,
     }
     results = []
-    for result in races(options.device, QUICK if options.quick else SIZES, time.monotonic() + options.seconds):
+    for result in races(options.device, options.quick, time.monotonic() + options.seconds):
         results.append(result)
         print(json.dumps(result), flush=True)
         options.out.write_text(json.dumps({"facts": facts, "results": results}, indent=1))

@@ -52,7 +52,7 @@ def build(*extra: str) -> Path:
     assert program is not None
     flags = (*FLAGS, *extra)
     if os.uname().machine == "x86_64":
-        flags += ("-mfma",)  # fmaf as one instruction: the C library's is a function that looks the processor up
+        flags += ("-mfma", "-mf16c")  # fmaf and half floats as instructions: the C library's are functions
     digest = hashlib.sha256(repr((program, flags, torch.__version__)).encode())
     headers = [p for folder in ("csrc", "tests/cuda_emulator") for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cuh"}]
     for path in sorted([*sources(), *headers]):
