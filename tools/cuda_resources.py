@@ -33,6 +33,7 @@ KERNELS = {
     "fusion_kl_categorical": ("fusion_kl_categorical<{T}>", "fusion_kl_categorical_backward<{T}>"),
     "attention": tuple(f"attention<{{T}}, {width}>" for width in _WIDTHS),
     "attention_backward": tuple(f"attention_backward_{side}<{{T}}, {width}>" for side in ("queries", "keys") for width in _WIDTHS),
+    "attention_block": ("attention_block<float>", "attention_block_backward<float>", "attention_block_sums<float>"),
 }
 
 

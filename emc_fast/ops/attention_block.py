@@ -1,6 +1,6 @@
 """One attention block, LayerNorm(x + Dropout(W_o Attn(W_q x, W_k m, W_v m) + b_o)), as one operator and one node of autograd.
 
-On the CPU it is put together here: the projections are torch's matrix products, attention is the fused kernel, and dropout, residual and
+It is put together here: the projections are torch's matrix products, attention is the fused kernel, and dropout, residual and
 LayerNorm are one more kernel, each with its backward.
 """
 
@@ -158,7 +158,7 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return *grads, *([None] * 8)
 
 
-for _key, _backend_name in (("CPU", "cpu"), ("TRITON", "triton")):
+for _key, _backend_name in (("CPU", "cpu"), ("CUDA", "cuda"), ("TRITON", "triton")):
     _library.implement("attention_block", _key, partial(_forward, _backend_name))
     _library.implement("attention_block_backward", _key, partial(_backward_of, _backend_name))
 _library.register_fake("attention_block", _fake)

@@ -39,7 +39,18 @@ def test_every_kernel_is_in_the_table(resources: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "stem", ["philox", "reparameterize", "fusion_kl", "fusion_kl_rows", "dtw", "fusion_kl_categorical", "attention", "attention_backward"]
+    "stem",
+    [
+        "philox",
+        "reparameterize",
+        "fusion_kl",
+        "fusion_kl_rows",
+        "dtw",
+        "fusion_kl_categorical",
+        "attention",
+        "attention_backward",
+        "attention_block",
+    ],
 )
 def test_volta(resources: ModuleType, stem: str) -> None:
     """sm_70, which no toolkit from 13.0 on has code for: NVRTC 12.9 has."""
