@@ -22,8 +22,8 @@ TABLE = ROOT / "docs" / "cuda-resources.md"
 TARGETS = (70, 75, 80, 86, 90)
 WHEEL = "nvidia-cuda-nvrtc-cu12==12.9.86"
 _TYPES = ("float", "Half", "BFloat16")
-_WIDTHS = (16, 32, 64, 128)  # of heads, padded
-#: Kernels by file stem; {T} runs over the number types.
+_HEADS = ("{T}, 32", "{T}, 64", "{T}, 128", "{half}, 16")  # types and padded widths of attention
+#: Kernels by file stem; {T} runs over the number types, {half} over those of 16 bits.
 KERNELS = {
     "philox": ("philox_fill<{T}, true>", "philox_fill<{T}, false>", "dropout<{T}>"),
     "reparameterize": ("reparameterize<{T}>", "reparameterize_backward<{T}>"),
@@ -31,8 +31,8 @@ KERNELS = {
     "fusion_kl_rows": ("finish<double>", "count_rows<int64_t>"),
     "dtw": ("dtw<double, false>", "dtw<float, true>"),
     "fusion_kl_categorical": ("fusion_kl_categorical<{T}>", "fusion_kl_categorical_backward<{T}>"),
-    "attention": tuple(f"attention<{{T}}, {width}>" for width in _WIDTHS),
-    "attention_backward": tuple(f"attention_backward_{side}<{{T}}, {width}>" for side in ("queries", "keys") for width in _WIDTHS),
+    "attention": tuple(f"attention<{head}>" for head in _HEADS),
+    "attention_backward": tuple(f"attention_backward_{side}<{head}>" for side in ("queries", "keys") for head in _HEADS),
     "attention_block": ("attention_block<float>", "attention_block_backward<float>", "attention_block_sums<float>"),
 }
 
@@ -58,7 +58,11 @@ class Resources:
 
 def names(stem: str) -> list[str]:
     """The kernels of a file, as C++ spells them inside ``emc::cuda``."""
-    return [name for pattern in KERNELS[stem] for name in dict.fromkeys(pattern.replace("{T}", t) for t in _TYPES)]
+    found = []
+    for pattern in KERNELS[stem]:
+        types = _TYPES[1:] if "{half}" in pattern else _TYPES
+        found += dict.fromkeys(pattern.replace("{T}", t).replace("{half}", t) for t in types)
+    return found
 
 
 def library() -> Path | None:

@@ -33,7 +33,9 @@ struct AttentionPlan {
   }
   template <class T>
   static AttentionPlan of_width(int width) {
-    return width <= 16 ? of<T, 16>() : width <= 32 ? of<T, 32>() : width <= 64 ? of<T, 64>() : of<T, 128>();
+    if constexpr (sizeof(T) < sizeof(float))  // multiply-adds leave out what is beyond the width
+      if (width <= 16) return of<T, 16>();
+    return width <= 32 ? of<T, 32>() : width <= 64 ? of<T, 64>() : of<T, 128>();
   }
   static AttentionPlan of(const Attention& a) {
     return a.dtype == DType::kFloat32   ? of_width<float>(a.width)

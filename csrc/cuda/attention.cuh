@@ -28,7 +28,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
     if (!stage_keys(a, block, s, seen)) continue;
 
     Sums scores[kCount];
-    Units::template products<kWidth, Tiles::kPitch>(queries, block.right[0], scores);
+    Units::template products<kWidth, Tiles::kPitch>(queries, block.right[0], a.width, scores);
     unsigned allowed[2][kWords], every = kFullMask;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
@@ -81,7 +81,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
         }
       }
     }
-    Units::template accumulate<Tiles::kPitch>(scores, block.right[1], block.scratch, out);
+    Units::template accumulate<Tiles::kPitch>(scores, block.right[1], block.scratch, a.width, out);
   }
 
 #pragma unroll

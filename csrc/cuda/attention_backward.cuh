@@ -61,8 +61,8 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
       for (int part = 0; part < kColumns; part += kPart) {
         const T* const keys = block.right[0] + part * Tiles::kPitch;
         Sums scores[kCount], slopes[kCount];  // S, then dS; dP
-        Units::template products<kWidth, Tiles::kPitch>(queries, keys, scores);
-        Units::template products<kWidth, Tiles::kPitch>(grads, block.right[1] + part * Tiles::kPitch, slopes);
+        Units::template products<kWidth, Tiles::kPitch>(queries, keys, a.width, scores);
+        Units::template products<kWidth, Tiles::kPitch>(grads, block.right[1] + part * Tiles::kPitch, a.width, slopes);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int row = Units::row(r), end = t + row + a.keys - a.queries - s - part - a.least_lag + 1;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
             delta[r] += sum;
           }
         } else {
-          Units::template accumulate<Tiles::kPitch>(scores, keys, block.scratch, grad);
+          Units::template accumulate<Tiles::kPitch>(scores, keys, block.scratch, a.width, grad);
         }
       }
     }
@@ -148,8 +148,8 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
       const T* const queries = block.right[0] + part * Tiles::kPitch;
       const T* const grads = block.right[1] + part * Tiles::kPitch;
       Sums scores[kCount], slopes[kCount];  // S, then P after dropout; dP, then dS
-      Units::template products<kWidth, Tiles::kPitch>(keys, queries, scores);
-      Units::template products<kWidth, Tiles::kPitch>(values, grads, slopes);
+      Units::template products<kWidth, Tiles::kPitch>(keys, queries, a.width, scores);
+      Units::template products<kWidth, Tiles::kPitch>(values, grads, a.width, slopes);
       unsigned allowed[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -189,8 +189,8 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
           }
         }
       if (a.dropout) drop(scores, 1.0f);  // and scale dV: a scaled probability may exceed float16
-      Units::template accumulate<Tiles::kPitch>(scores, grads, block.scratch, grad_value);
-      Units::template accumulate<Tiles::kPitch>(slopes, queries, block.scratch, grad_key);
+      Units::template accumulate<Tiles::kPitch>(scores, grads, block.scratch, a.width, grad_value);
+      Units::template accumulate<Tiles::kPitch>(slopes, queries, block.scratch, a.width, grad_key);
     }
   }
 #pragma unroll

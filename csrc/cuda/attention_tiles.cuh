@@ -17,7 +17,7 @@ struct AttentionTiles {
   using Type = T;
   static constexpr int kWidth = kWidth_;
   static constexpr int kBytes = kWidth * static_cast<int>(sizeof(T));
-  static constexpr int kColumns = kBytes <= 128 ? 64 : kBytes <= 256 ? 32 : 16;
+  static constexpr int kColumns = sizeof(T) == 2 && kWidth <= 64 ? 64 : kBytes <= 256 ? 32 : 16;
   static constexpr int kMaxWarps = kBytes <= 256 ? 4 : 2;
   // 16 bytes more, so that the rows that a warp reads at once begin in different banks.
   static constexpr int kPitch = kWidth + 16 / static_cast<int>(sizeof(T));

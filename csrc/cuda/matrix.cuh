@@ -6,8 +6,9 @@
 //   Scalar<T>          multiply-adds in float32: for float, and for BFloat16 on devices that have no such tensor cores
 // In all of them a lane has 2 rows and 4 columns of a tile of sums, and 4 lanes share a row. Each has
 //   row(r), column() + step(c)              the places of a lane's sums; the steps are known to the compiler
-//   products(rows, columns, sums)           sums = rows columns^T, for 16 rows and 16 kCount columns of kWidth elements
-//   accumulate(left, tile, scratch, sums)   sums += left tile, where left is sums again, and the tile has a row for each of its columns
+//   products(rows, columns, width, sums)           sums = rows columns^T, for 16 rows and 16 kCount columns of kWidth elements
+//   accumulate(left, tile, scratch, width, sums)   sums += left tile, where left is sums again; the tile has a row for each of its columns
+// Of kWidth elements those beyond `width` are zeros, which may be left out.
 #pragma once
 
 #include "base.cuh"
@@ -234,7 +235,7 @@ struct Tiled : Core {
   using T = typename Core::Type;
 
   template <int kWidth, int kPitch, int kCount>
-  __device__ __forceinline__ static void products(const T* rows, const T* columns, Sums (&sums)[kCount]) {
+  __device__ __forceinline__ static void products(const T* rows, const T* columns, int, Sums (&sums)[kCount]) {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) sums[n].clear();
 #pragma unroll 4
@@ -245,7 +246,7 @@ struct Tiled : Core {
     }
   }
   template <int kPitch, int kCount, int kSums>
-  __device__ __forceinline__ static void accumulate(const Sums (&left)[kCount], const T* tile, float*, Sums (&sums)[kSums]) {
+  __device__ __forceinline__ static void accumulate(const Sums (&left)[kCount], const T* tile, float*, int, Sums (&sums)[kSums]) {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
       const auto factor = Core::of(left[n]);
@@ -262,11 +263,11 @@ struct Scalar : WideLayout {
   static constexpr int kScratch = kTile * kScratchPitch;  // floats of a warp
 
   template <int kWidth, int kPitch, int kCount>
-  __device__ __forceinline__ static void products(const T* rows, const T* columns, Sums (&sums)[kCount]) {
+  __device__ __forceinline__ static void products(const T* rows, const T* columns, int width, Sums (&sums)[kCount]) {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) sums[n].clear();
 #pragma unroll 1
-    for (int k = 0; k < kWidth; k += kVector) {
+    for (int k = 0; k < width; k += kVector) {
       float a[2][kVector];
 #pragma unroll
       for (int r = 0; r < 2; ++r) four(rows + row(r) * kPitch + k, a[r]);
@@ -284,7 +285,8 @@ struct Scalar : WideLayout {
     }
   }
   template <int kPitch, int kCount, int kSums>
-  __device__ __forceinline__ static void accumulate(const Sums (&left)[kCount], const T* tile, float* scratch, Sums (&sums)[kSums]) {
+  __device__ __forceinline__ static void accumulate(const Sums (&left)[kCount], const T* tile, float* scratch, int width,
+                                                    Sums (&sums)[kSums]) {
     constexpr int kAtOnce = kCount < 2 ? kCount : 2;
 #pragma unroll
     for (int first = 0; first < kCount; first += kAtOnce) {
@@ -299,27 +301,27 @@ struct Scalar : WideLayout {
                        left[first + n].at[r][c + 1]);
       __syncwarp();
 #pragma unroll
-      for (int wide = 0; wide < kSums; wide += 2)  // more at once would not leave the compiler the registers to read ahead
+      for (int d = 0; d < kSums; ++d) {  // one after the other: more would not leave the compiler the registers to read ahead
+        if (d * kTile >= width) break;
 #pragma unroll 1
         for (int k = 0; k < kAtOnce * kTile; k += kVector) {
           float a[2][kVector];
 #pragma unroll
           for (int r = 0; r < 2; ++r) four(scratch + row(r) * kScratchPitch + k, a[r]);
 #pragma unroll
-          for (int d = wide; d < kSums && d < wide + 2; ++d)
+          for (int c = 0; c < 4; ++c) {
+            float part[2];  // of four terms, so that long sums lose less
 #pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              float part[2];  // of four terms, so that long sums lose less
+            for (int i = 0; i < kVector; ++i) {
+              const float b = to_float(tile[(first * kTile + k + i) * kPitch + d * kTile + column() + step(c)]);
 #pragma unroll
-              for (int i = 0; i < kVector; ++i) {
-                const float b = to_float(tile[(first * kTile + k + i) * kPitch + d * kTile + column() + step(c)]);
-#pragma unroll
-                for (int r = 0; r < 2; ++r) part[r] = i == 0 ? a[r][i] * b : fmaf(a[r][i], b, part[r]);
-              }
-#pragma unroll
-              for (int r = 0; r < 2; ++r) sums[d].at[r][c] += part[r];
+              for (int r = 0; r < 2; ++r) part[r] = i == 0 ? a[r][i] * b : fmaf(a[r][i], b, part[r]);
             }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) sums[d].at[r][c] += part[r];
+          }
         }
+      }
     }
   }
 
