@@ -102,6 +102,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
         out[d].at[r][c] = total[r] == 0.0f ? 0.0f : x;
       }
   }
+  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, out, queries, a.out, t, a.queries);
 }
 

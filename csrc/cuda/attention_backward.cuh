@@ -106,6 +106,7 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
   }
 #pragma unroll
   for (int d = 0; d < kWidth / kTile; ++d) grad[d].scale(a.scale);
+  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, grad, queries, a.grad_query, t, a.queries);
 }
 
@@ -198,6 +199,7 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
     grad_key[d].scale(a.scale);
     grad_value[d].scale(a.dropout_scale);
   }
+  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, grad_key, keys, a.grad_key, s, a.keys);
   write_rows<Units>(a, block, grad_value, values, a.grad_value, s, a.keys);
 }
