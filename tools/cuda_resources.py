@@ -14,7 +14,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,7 +22,8 @@ TABLE = ROOT / "docs" / "cuda-resources.md"
 TARGETS = (70, 75, 80, 86, 90)
 WHEEL = "nvidia-cuda-nvrtc-cu12==12.9.86"
 _TYPES = ("float", "Half", "BFloat16")
-#: Kernels by file stem; {T} runs over the number types.
+_HEADS = ("{T}, 32", "{T}, 64", "{T}, 128", "{half}, 16")  # types and padded widths of attention
+#: Kernels by file stem; {T} runs over the number types, {half} over those of 16 bits.
 KERNELS = {
     "philox": ("philox_fill<{T}, true>", "philox_fill<{T}, false>", "dropout<{T}>"),
     "reparameterize": ("reparameterize<{T}>", "reparameterize_backward<{T}>"),
@@ -30,17 +31,24 @@ KERNELS = {
     "fusion_kl_rows": ("finish<double>", "count_rows<int64_t>"),
     "dtw": ("dtw<double, false>", "dtw<float, true>"),
     "fusion_kl_categorical": ("fusion_kl_categorical<{T}>", "fusion_kl_categorical_backward<{T}>"),
+    "attention": tuple(f"attention<{head}>" for head in _HEADS),
+    "attention_backward": tuple(f"attention_backward_{side}<{head}>" for side in ("queries", "keys") for head in _HEADS),
+    "attention_block": ("attention_block<float>", "attention_block_backward<float>", "attention_block_sums<float>"),
 }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the assembler said of one kernel: registers of a thread; bytes of static shared memory, of stack and of spilled registers."""
+    """What the assembler said of one kernel: registers of a thread; bytes of static shared memory, of stack and of spilled registers.
+
+    ``matrix`` counts the matrix instructions in its PTX, where that was looked at.
+    """
 
     registers: int
     shared: int
     stack: int
     spilled: int
+    matrix: int = 0
 
     def __str__(self) -> str:
         return (
@@ -50,7 +58,11 @@ class Resources:
 
 def names(stem: str) -> list[str]:
     """The kernels of a file, as C++ spells them inside ``emc::cuda``."""
-    return [name for pattern in KERNELS[stem] for name in dict.fromkeys(pattern.replace("{T}", t) for t in _TYPES)]
+    found = []
+    for pattern in KERNELS[stem]:
+        types = _TYPES[1:] if "{half}" in pattern else _TYPES
+        found += dict.fromkeys(pattern.replace("{T}", t).replace("{half}", t) for t in types)
+    return found
 
 
 def library() -> Path | None:
@@ -62,8 +74,8 @@ def library() -> Path | None:
     return None
 
 
-def compile_kernels(stem: str, target: int) -> tuple[dict[str, str], str]:
-    """Compile a file's kernels with NVRTC: their names by symbol, and the assembler's report.
+def compile_kernels(stem: str, target: int) -> tuple[dict[str, str], str, str]:
+    """Compile a file's kernels with NVRTC: their names by symbol, the assembler's report, and the PTX.
 
     Raises:
         FileNotFoundError: the wheel is not installed.
@@ -98,9 +110,13 @@ def compile_kernels(stem: str, target: int) -> tuple[dict[str, str], str]:
         symbol = ctypes.c_char_p()
         call("nvrtcGetLoweredName", program, f"emc::cuda::{_qualified(name)}".encode(), ctypes.byref(symbol))
         symbols[symbol.value.decode()] = name  # type: ignore[union-attr]
+    size = ctypes.c_size_t()
+    call("nvrtcGetPTXSize", program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    call("nvrtcGetPTX", program, ptx)
     report = log()
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return symbols, report
+    return symbols, report, ptx.value.decode()
 
 
 def _qualified(name: str) -> str:
@@ -122,13 +138,20 @@ def parse(report: str) -> Iterator[tuple[str, Resources]]:
         yield part.partition("'")[0], Resources(**numbers)
 
 
+def matrix_instructions(ptx: str) -> dict[str, int]:
+    """How many there are in each kernel, by symbol. The assembler turns each into HMMA, or refuses the target."""
+    parts = re.split(r"\.entry (\w+)\(", ptx)[1:]
+    return {symbol: len(re.findall(r"\bmma\.sync\b", body)) for symbol, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
 def measure(target: int, stems: tuple[str, ...] = tuple(KERNELS)) -> dict[str, Resources]:
     """Resources of every kernel for one target, by name."""
     found = {}
     for stem in stems:
-        symbols, report = compile_kernels(stem, target)
+        symbols, report, ptx = compile_kernels(stem, target)
         by_symbol = dict(parse(report))
-        found |= {name: by_symbol[symbol] for symbol, name in symbols.items()}
+        matrix = matrix_instructions(ptx)
+        found |= {name: replace(by_symbol[symbol], matrix=matrix[symbol]) for symbol, name in symbols.items()}
     return found
 
 
@@ -139,7 +162,8 @@ def table(measured: dict[int, dict[str, Resources]]) -> str:
         "",
         f"Registers of a thread (+ bytes of static shared memory) by target, compiled by NVRTC {WHEEL.partition('==')[2]}. No kernel",
         "spills a register. Written by `python tools/cuda_resources.py`; `tests/ops/test_cuda_compiled.py` compares. Blocks have",
-        "256 threads, so a multiprocessor with 65536 registers holds `65536 // (256 * registers)` of them, eight at the most.",
+        "256 threads, those of attention up to 128, so a multiprocessor with 65536 registers holds `65536 // (256 * registers)` of them,",
+        "eight at the most.",
         "",
         f"| kernel | {' | '.join(f'sm_{target}' for target in measured)} |",
         f"|---|{'---|' * len(measured)}",

@@ -38,9 +38,7 @@ __device__ __forceinline__ Half from_float<Half>(float x) {
 }
 template <>
 __device__ __forceinline__ BFloat16 from_float<BFloat16>(float x) {
-  const unsigned bits = __float_as_uint(x);
-  const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
-  return {static_cast<unsigned short>((x == x ? rounded : bits | 0x400000u) >> 16)};
+  return {float_to_bfloat(x)};
 }
 
 // Elements that a lane takes at once of a row. How a row is dealt out to lanes never depends on strides.

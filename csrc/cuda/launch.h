@@ -22,6 +22,11 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   emu::launch(grid, block, shared_bytes, [=] { kernel(arguments...); });
   return nullptr;
 #else
+  if (shared_bytes > 48 * 1024) {  // more than a block gets unasked; every device from 7.0 on has 64 KiB
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return text_of(error);
+  }
   void* pointers[] = {&arguments...};
   return text_of(
       cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared_bytes, static_cast<cudaStream_t>(stream)));

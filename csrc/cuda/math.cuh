@@ -40,6 +40,20 @@ __device__ __forceinline__ float exp_any(float x) {
   return x == x ? scaled : x;
 }
 
+// 2^x for x below 127: 0 below the normal numbers, a NaN stays.
+__device__ __forceinline__ float exp2_moderate(float x) {
+  const float bounded = at_least(x, -127.0f);  // where the power of two is 0
+  const Rounded n(bounded);
+  const float r = bounded - n.integer();
+  float p = 1.535336206e-4f;  // minimax of (2^r - 1) / r, relative error of 2^r 2e-9
+  p = fmaf(p, r, 1.339887459e-3f);
+  p = fmaf(p, r, 9.618437359e-3f);
+  p = fmaf(p, r, 5.550332471e-2f);
+  p = fmaf(p, r, 2.402264791e-1f);
+  p = fmaf(p, r, 6.931472029e-1f);
+  return fmaf(p, r, 1.0f) * n.power();
+}
+
 // e^x = 2^n e^r with |r| <= ln 2 / 2, in parts: e^x - 1 and e^x - 1 - x are put together without the cancellation that a finished e^x
 // brings.
 struct Exponential {

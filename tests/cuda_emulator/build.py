@@ -52,7 +52,7 @@ def build(*extra: str) -> Path:
     assert program is not None
     flags = (*FLAGS, *extra)
     if os.uname().machine == "x86_64":
-        flags += ("-mfma",)  # fmaf as one instruction: the C library's is a function that looks the processor up
+        flags += ("-mfma", "-mf16c")  # fmaf and half floats as instructions: the C library's are functions
     digest = hashlib.sha256(repr((program, flags, torch.__version__)).encode())
     headers = [p for folder in ("csrc", "tests/cuda_emulator") for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cuh"}]
     for path in sorted([*sources(), *headers]):
@@ -104,9 +104,12 @@ def enabled(order: str) -> Iterator[None]:
     library = load()
     library.emc_emulator_order(ORDERS.index(order))
     library.emc_emulator_enable()
+    attention_block = sys.modules["emc_fast.ops.attention_block"]  # the package has the function under this name
+    attention_block.whole = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        attention_block.whole = True  # type: ignore[attr-defined]
         library.emc_emulator_disable()
 
 

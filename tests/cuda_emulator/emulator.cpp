@@ -21,6 +21,7 @@ namespace emu {
 
 Thread* current = nullptr;
 dim3 block_dim, grid_dim;
+int capability = 90;
 
 namespace {
 
@@ -236,6 +237,11 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
 
 #define EMC_EXPORT extern "C" __attribute__((visibility("default"), used))
 
-EMC_EXPORT void emc_emulator_order(int order) { emu::order = static_cast<emu::Order>(order); }
+// Each order is that of another device, so that the matrix instructions of all of them are run: Volta's, Turing's and what came after.
+EMC_EXPORT void emc_emulator_order(int order) {
+  constexpr int capabilities[] = {70, 75, 90};
+  emu::order = static_cast<emu::Order>(order);
+  emu::capability = capabilities[order];
+}
 // Kernels launched so far: tests look whether it was the emulator that served them.
 EMC_EXPORT int64_t emc_emulator_launches() { return emu::launches; }

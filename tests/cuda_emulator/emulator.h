@@ -31,12 +31,22 @@ namespace emu {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr unsigned kSlot = 64;  // bytes that a lane brings to its warp
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
-enum class Meeting { kNone, kSync, kShuffle, kBallot };  // what a lane waits in: all lanes of a warp must wait in the same
+enum class Meeting {
+  kNone,
+  kSync,
+  kShuffle,
+  kBallot,
+  kLoadMatrix,
+  kMatrix
+};  // what a lane waits in: all lanes of a warp must wait in the same
 
 struct Warp {
-  alignas(16) unsigned char slot[2][kWarp][16];  // values of two shuffles: one lane may be a shuffle ahead of another
+  alignas(16) unsigned char slot[2][kWarp][kSlot];  // values of two operations: one lane may be an operation ahead of another
+  alignas(16) float result[2][kWarp][kSlot / sizeof(float)];
+  bool computed[2];
 };
 
 struct Thread {
@@ -51,6 +61,7 @@ struct Thread {
 
 extern Thread* current;
 extern dim3 block_dim, grid_dim;
+extern int capability;  // of the device that is emulated, times ten: which matrix instructions it has
 
 void meet(Meeting meeting);  // wait for the warp
 void sync_threads();         // wait for the block
@@ -64,7 +75,7 @@ inline void need_full(unsigned mask) {
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source) {
-  static_assert(sizeof(T) <= 16);
+  static_assert(sizeof(T) <= kSlot);
   need_full(mask);
   Thread& me = *current;
   const unsigned parity = me.parity;
@@ -73,6 +84,42 @@ T shuffle(unsigned mask, T value, unsigned source) {
   meet(Meeting::kShuffle);
   std::memcpy(&value, me.warp->slot[parity][source % kWarp], sizeof value);
   return value;
+}
+
+// What all lanes of the warp bring, in each of them.
+template <class T>
+class Brought {
+ public:
+  Brought(Meeting meeting, const T& mine) {
+    static_assert(sizeof(T) <= kSlot);
+    Thread& me = *current;
+    slots_ = me.warp->slot[me.parity];
+    std::memcpy(slots_[me.lane], &mine, sizeof mine);
+    me.parity ^= 1;
+    meet(meeting);
+  }
+  T operator[](unsigned lane) const {
+    T value;
+    std::memcpy(&value, slots_[lane], sizeof value);
+    return value;
+  }
+
+ private:
+  unsigned char (*slots_)[kSlot];
+};
+
+// An operation of the whole warp on what its lanes bring: the first lane that goes on computes the results of all.
+template <class T, size_t n, class Compute>
+void compute_together(const T& mine, float (&result)[n], const Compute& compute) {
+  static_assert(sizeof result <= kSlot);
+  Thread& me = *current;
+  const unsigned parity = me.parity;
+  Warp& warp = *me.warp;
+  warp.computed[parity] = false;
+  const Brought<T> all(Meeting::kMatrix, mine);
+  if (!warp.computed[parity]) compute(all, warp.result[parity]);
+  warp.computed[parity] = true;
+  std::memcpy(result, warp.result[parity][me.lane], sizeof result);
 }
 
 }  // namespace emu

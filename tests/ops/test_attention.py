@@ -65,6 +65,13 @@ def test_parity_of_extreme_lengths(target: Target, t: int, s: int) -> None:
         parity.assert_parity(partial(attention, causal=causal), inputs, torch.float32, target, differentiate=NAMES)
 
 
+@pytest.mark.parametrize(("t", "s"), [(16, 285), (285, 16)])
+def test_parity_where_a_tile_sees_nothing(target: Target, t: int, s: int) -> None:
+    """Whole tiles of keys before every window, or of queries before the first key: zeros, and of nothing else."""
+    inputs = tensors(random.Random(t), 2, t, s, 8, 16)
+    parity.assert_parity(partial(attention, causal=True, window=2), inputs, torch.float32, target, differentiate=NAMES)
+
+
 def test_large_scores(target: Target) -> None:
     """The online softmax must not overflow, nor lose the sum when a later block holds the largest score."""
     inputs = tensors(random.Random(3), 1, 20, 400, 1, 16)

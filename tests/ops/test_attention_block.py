@@ -78,6 +78,13 @@ def test_parity_with_dropout(target: Target, seed: int) -> None:
     parity.assert_parity(function, inputs, torch.float32, target, differentiate=differentiable(inputs, "b_k"), seed=seed)
 
 
+def test_parity_of_wide_rows(target: Target) -> None:
+    """Rows of more columns than a kernel keeps in registers, and an odd number of them."""
+    inputs = inputs_of(random.Random(7), 1, 21, 4, 535)
+    function = block(num_heads=5, dropout_p=0.2, seed=3)
+    parity.assert_parity(function, inputs, torch.float32, target, differentiate=["x", "b_o", "ln_weight", "ln_bias"])
+
+
 def test_self_attention_adds_both_gradients(target: Target) -> None:
     inputs = inputs_of(random.Random(1), 2, 70, 1, 64)
     del inputs["memory"]

@@ -38,7 +38,20 @@ def test_every_kernel_is_in_the_table(resources: ModuleType) -> None:
     assert set(resources.read_table()) == listed
 
 
-@pytest.mark.parametrize("stem", ["philox", "reparameterize", "fusion_kl", "fusion_kl_rows", "dtw", "fusion_kl_categorical"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "philox",
+        "reparameterize",
+        "fusion_kl",
+        "fusion_kl_rows",
+        "dtw",
+        "fusion_kl_categorical",
+        "attention",
+        "attention_backward",
+        "attention_block",
+    ],
+)
 def test_volta(resources: ModuleType, stem: str) -> None:
     """sm_70, which no toolkit from 13.0 on has code for: NVRTC 12.9 has."""
     if resources.library() is None:
@@ -47,17 +60,24 @@ def test_volta(resources: ModuleType, stem: str) -> None:
     for name, found in resources.measure(70, (stem,)).items():
         assert found.spilled == 0, f"{name} spills {found.spilled} bytes: see __launch_bounds__"
         assert str(found) == expected[name][70], f"{name} takes {found}; if that is meant, run tools/cuda_resources.py and commit the table"
+        assert (found.matrix > 0) == (stem.startswith("attention") and "Half" in name), f"{name} has {found.matrix} matrix instructions"
 
 
 def test_the_list_of_stems_is_whole(resources: ModuleType) -> None:
     assert set(resources.KERNELS) == set(test_volta.pytestmark[0].args[1])
 
 
+def in_the_build(file: str) -> list[Path]:
+    """A file that building with CUDA leaves behind, one for each build folder."""
+    found = sorted((ROOT / "build").glob(f"cmake-*/cuda/{file}"))
+    if not found:
+        pytest.skip("needs a build folder with CUDA: an editable installation on a machine with nvcc leaves it in the source tree")
+    return found
+
+
 def test_nothing_spills_in_the_build(resources: ModuleType) -> None:
     """What nvcc reported when this library was built, for each of its targets."""
-    reports = sorted((ROOT / "build").glob("cmake-*/cuda/resources.txt"))
-    if not reports:
-        pytest.skip("needs a build folder with CUDA: an editable installation on a machine with nvcc leaves it in the source tree")
+    reports = in_the_build("resources.txt")
     listed = {name.partition("<")[0] for stem in resources.KERNELS for name in resources.names(stem)}
     for path in reports:
         found = list(resources.parse(path.read_text()))
@@ -69,3 +89,17 @@ def test_nothing_spills_in_the_build(resources: ModuleType) -> None:
         for kernel, (_, taken) in zip(kernels, found, strict=True):
             assert taken.spilled == 0, f"{kernel} spills {taken.spilled} bytes"
             assert 0 < taken.registers <= 255
+
+
+def test_half_attention_uses_the_tensor_cores_of_the_build() -> None:
+    """HMMA in the machine code of this library for the types that its targets multiply in matrix units, and in no other (from 7.5 on)."""
+    triton = pytest.importorskip("triton", reason="needs the disassembler in Triton's wheel (any machine: the extra `test` has it)")
+    disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    for path in in_the_build("kernels.o"):
+        listing = subprocess.run([disassembler, "-sass", path], capture_output=True, text=True, check=True).stdout
+        for code in listing.split("arch = sm_")[1:]:
+            target, _, body = code.partition("\n")
+            for function in body.split("Function : ")[1:]:
+                name = function.partition("\n")[0]
+                half = "4Half" in name or ("8BFloat16" in name and int(target) >= 80)
+                assert ("HMMA" in function) == ("attention" in name and half), f"{name} for sm_{target}"

@@ -212,7 +212,7 @@ void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), b = task / chunks / a.heads, h = task / chunks % a.heads;
   const int64_t begin = task % chunks * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const KeyRange keys = keys_of(a, b, begin, end);
-  if (keys.count < kFewKeys) return v4::attention_forward_kernels.run(a, task, workspace);
+  if (!is_for_tiles(a, keys)) return v4::attention_forward_kernels.run(a, task, workspace);
   const TileRegisters registers;
   const Packed packed = pack(a, b, h, keys, workspace);
   for (int64_t t = begin; t < end; t += kLanes) attend(a, b, h, t, least(kLanes, end - t), packed);

@@ -11,7 +11,9 @@ namespace emc::EMC_ISA {
 namespace {
 
 constexpr int kLanes = 2 * kTile;  // queries that are worked on together
-constexpr int64_t kFewKeys = 24;   // fewer keys than this are not worth packing: the vector kernels take them
+
+// The vector kernels take what would leave half of each tile empty, and so few keys that packing does not pay.
+inline bool is_for_tiles(const AttentionArgs& a, const KeyRange& keys) { return a.width > kTile && keys.count >= 24; }
 
 // Numbers of tiles of a head: over the width as the inner dimension, and over the width as rows, two at a time.
 struct HeadTiles {

@@ -1,0 +1,261 @@
+// What the kernels of attention share: tiles in shared memory, which pairs may attend, which of them dropout keeps, and powers of two.
+#pragma once
+
+#include "attention_arguments.h"
+#include "math.cuh"
+#include "matrix.cuh"
+#include "philox.cuh"
+
+namespace emc::cuda {
+
+constexpr int kAttentionThreads = 128;  // of a block, at the most
+
+// A block has up to kMaxWarps warps of 16 rows each ("left": queries, or in the backward pass of the keys, keys), and goes over the other
+// sequence ("right") in steps of kColumns. How many warps a block has changes no bit.
+template <class T, int kWidth_>
+struct AttentionTiles {
+  using Type = T;
+  static constexpr int kWidth = kWidth_;
+  static constexpr int kBytes = kWidth * static_cast<int>(sizeof(T));
+  static constexpr int kColumns = sizeof(T) == 2 && kWidth <= 64 ? 64 : kBytes <= 256 ? 32 : 16;
+  static constexpr int kMaxWarps = kBytes <= 256 ? 4 : 2;
+  // 16 bytes more, so that the rows that a warp reads at once begin in different banks.
+  static constexpr int kPitch = kWidth + 16 / static_cast<int>(sizeof(T));
+
+  // Shared memory for `lefts` tiles of `rows` and two of kColumns, three numbers of each column, what dropout keeps, and scratch.
+  static constexpr int bytes(int rows, int lefts) {
+    const int keep = 2 * (kColumns > rows ? kColumns : rows);
+    const int scratch = SameType<T, Half>::value ? 0 : rows / kTile * Scalar<T>::kScratch;  // BFloat16 needs it on some devices
+    return (lefts * rows + 2 * kColumns) * kPitch * static_cast<int>(sizeof(T)) + 4 * (3 * kColumns + keep + scratch);
+  }
+};
+
+// A block's share of the work: `rows` rows of one head; and its shared memory.
+template <class Tiles>
+struct AttentionBlock {
+  using T = typename Tiles::Type;
+  int rows, warp_row;  // of the block; the first of this warp's among them
+  int head, b, h;      // number of the head, and its place in the batch and in its entry
+  int first;           // row of the sequence
+  T *left[2], *right[2];
+  float* numbers;
+  unsigned* keep;
+  float* scratch;  // this warp's
+
+  // Of `length` rows in all. The tiles that see most, which for queries are the last, begin first.
+  __device__ __forceinline__ AttentionBlock(const Attention& a, int length, int lefts, bool from_the_end) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, heads = static_cast<int>(a.batch * a.heads);
+    rows = static_cast<int>(blockDim.x) / kWarp * kTile;
+    warp_row = warp * kTile;
+    const int item = static_cast<int>(blockIdx.x), tile = item / heads, last = (length - 1) / rows;
+    head = item - tile * heads;
+    first = (from_the_end ? last - tile : tile) * rows;
+    b = head / static_cast<int>(a.heads);
+    h = head - b * static_cast<int>(a.heads);
+    constexpr int kPitch = Tiles::kPitch, kColumns = Tiles::kColumns;
+    left[0] = shared_memory<T>();
+    left[1] = left[0] + rows * kPitch;
+    right[0] = left[0] + lefts * rows * kPitch;
+    right[1] = right[0] + kColumns * kPitch;
+    numbers = reinterpret_cast<float*>(right[1] + kColumns * kPitch);
+    keep = reinterpret_cast<unsigned*>(numbers + 3 * kColumns);
+    scratch = numbers + 3 * kColumns + 2 * (kColumns > rows ? kColumns : rows) + warp * Scalar<T>::kScratch;
+  }
+};
+
+// So many bytes, moved at once.
+template <int kBytes>
+struct Bytes;
+template <>
+struct Bytes<2> {
+  using type = unsigned short;
+};
+template <>
+struct Bytes<4> {
+  using type = unsigned;
+};
+template <>
+struct Bytes<8> {
+  using type = uint2;
+};
+template <>
+struct Bytes<16> {
+  using type = uint4;
+};
+
+template <class Tiles, int n, int kOperands, class Live>
+__device__ __forceinline__ void stage_by(const Attention& a, const HeadsOperand* const (&x)[2],
+                                         const typename Tiles::Type* const (&from)[2], int count, typename Tiles::Type* const (&to)[2],
+                                         const Live& live) {
+  using Whole = typename Bytes<n* static_cast<int>(sizeof(typename Tiles::Type))>::type;
+  constexpr int kParts = Tiles::kWidth / n;
+  const int all = count * kParts;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kOperands * all; i += static_cast<int>(blockDim.x)) {
+    const bool second = kOperands == 2 && i >= all;
+    const int place = second ? i - all : i, row = place / kParts, column = place % kParts * n;
+    Whole whole{};
+    if (column < a.width && live(row)) {
+      const int64_t at = row * (second ? x[1]->stride[1] : x[0]->stride[1]) + column * (second ? x[1]->stride[3] : x[0]->stride[3]);
+      whole = __ldg(reinterpret_cast<const Whole*>((second ? from[1] : from[0]) + at));
+    }
+    *reinterpret_cast<Whole*>((second ? to[1] : to[0]) + row * Tiles::kPitch + column) = whole;
+  }
+}
+// Rows first .. first + count of a head of two operands, or of x alone, into shared memory; zeros where `live(row)` is false, and beyond
+// the width. One loop for both: most of what these kernels take to compile would be copies of it.
+template <int kOperands, class Tiles, class Live>
+__device__ __forceinline__ void stage(const Attention& a, const AttentionBlock<Tiles>& block, const HeadsOperand& x, const HeadsOperand& y,
+                                      int first, int count, typename Tiles::Type* const (&to)[2], const Live& live) {
+  const HeadsOperand* const operands[2] = {&x, &y};
+  const typename Tiles::Type* from[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const HeadsOperand& z = *operands[k];
+    from[k] = static_cast<const typename Tiles::Type*>(z.data) + block.b * z.stride[0] + block.h * z.stride[2] + first * z.stride[1];
+  }
+  const int together = x.together < y.together ? x.together : y.together;
+  if (together == 4) {
+    stage_by<Tiles, 4, kOperands>(a, operands, from, count, to, live);
+  } else if (together == 2) {
+    stage_by<Tiles, 2, kOperands>(a, operands, from, count, to, live);
+  } else {
+    stage_by<Tiles, 1, kOperands>(a, operands, from, count, to, live);
+  }
+}
+
+// The warp's 16 rows of a result, the first of them row `first` of `length`, to dense memory (batch, length, heads, width), by way of the
+// warp's rows of a tile that only it reads.
+template <class Units, class Tiles>
+__device__ __forceinline__ void write_rows(const Attention& a, const AttentionBlock<Tiles>& block,
+                                           const Sums (&sums)[Tiles::kWidth / kTile], typename Tiles::Type* tile, void* to, int first,
+                                           int length) {
+  using T = typename Tiles::Type;
+  using Pair = typename Bytes<2 * static_cast<int>(sizeof(T))>::type;
+  __syncwarp();
+#pragma unroll
+  for (int d = 0; d < Tiles::kWidth / kTile; ++d)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int c = 0; c < 4; c += 2)
+        store_pair(tile + Units::row(r) * Tiles::kPitch + d * kTile + Units::column() + Units::step(c), sums[d].at[r][c],
+                   sums[d].at[r][c + 1]);
+  __syncwarp();
+  const int64_t step = a.heads * a.width;
+  T* const out = static_cast<T*>(to) + (static_cast<int64_t>(block.b) * length + first) * step + block.h * a.width;
+  constexpr int kPairs = Tiles::kWidth / 2;
+#pragma unroll 1
+  for (int i = lane_index(); i < kTile * kPairs; i += kWarp) {
+    const int row = i / kPairs, column = i % kPairs * 2;
+    if (first + row >= length || column >= a.width) continue;
+    const T* const from = tile + row * Tiles::kPitch + column;
+    T* const p = out + row * step + column;
+    if (a.width % 2 == 0) {
+      *reinterpret_cast<Pair*>(p) = *reinterpret_cast<const Pair*>(from);
+    } else {
+      p[0] = from[0];
+      if (column + 1 < a.width) p[1] = from[1];
+    }
+  }
+}
+
+// Which of the keys first .. first + 31 exist and are not masked, a bit for each. All lanes of the warp come.
+__device__ __forceinline__ unsigned seen_keys(const Attention& a, int b, int first) {
+  const int s = first + lane_index();
+  return __ballot_sync(kFullMask, s < a.keys && (a.key_mask == nullptr || a.key_mask[b * a.mask_stride[0] + s * a.mask_stride[1]] != 0));
+}
+
+// Bits low .. high - 1 of a word; there may be none.
+__device__ __forceinline__ unsigned bits_between(int low, int high) {
+  const unsigned below = high <= 0 ? 0u : high >= 32 ? kFullMask : (1u << high) - 1u;
+  return low <= 0 ? below : low >= 32 ? 0u : below & (kFullMask << low);
+}
+__device__ __forceinline__ bool bit(unsigned word, int i) { return (word >> i & 1u) != 0; }
+
+// Which pairs dropout keeps: bit s % 32 of word s / 32 of a query's row, from the noise as docs/operators.md defines it.
+template <class Tiles>
+__device__ __forceinline__ void make_keep(const Attention& a, const AttentionBlock<Tiles>& block, int first_query, int queries,
+                                          int first_key, int keep_words) {
+  const uint64_t blocks = static_cast<uint64_t>((static_cast<int64_t>(a.keys) + 3) / 4);
+  const int rows_per_seed = static_cast<int>(a.noise.rows_per_seed), which = block.head / rows_per_seed;
+  const auto seed = static_cast<uint64_t>(__ldg(a.noise.seeds + which));
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < queries * keep_words; i += static_cast<int>(blockDim.x)) {
+    const int query = i / keep_words;
+    const NoiseRow row = {
+        static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(block.head - which * rows_per_seed),
+        a.noise.stream,
+        static_cast<uint64_t>(first_query + query) * blocks + static_cast<uint64_t>(first_key / 4 + (i - query * keep_words) * 8)};
+    unsigned bits = 0;
+#pragma unroll 1
+    for (int k = 0; k < 8; ++k) {
+      uint32_t w[4];
+      words(row, k, w);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) bits |= static_cast<unsigned>((w[j] >> 9) >= a.keep_from) << (4 * k + j);
+    }
+    block.keep[i] = bits;
+  }
+}
+
+// Keys s .. s + kColumns - 1 and their values into the right tiles, and what dropout keeps of the block's queries with them. `seen` has a
+// bit for each key that may be attended; where none may be, nothing is read and the answer, the same in all warps of the block, is false.
+template <class Tiles, int kWords>
+__device__ __forceinline__ bool stage_keys(const Attention& a, const AttentionBlock<Tiles>& block, int s, unsigned (&seen)[kWords]) {
+  unsigned any = 0;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) any |= seen[w] = seen_keys(a, block.b, s + 32 * w);
+  if (any == 0) return false;
+  __syncthreads();
+  const auto live = [&](int row) { return bit(row < 32 ? seen[0] : seen[kWords - 1], row & 31); };
+  stage<2>(a, block, a.key, a.value, s, Tiles::kColumns, block.right, live);
+  if (a.dropout) make_keep(a, block, block.first, block.rows, s, kWords);
+  __syncthreads();
+  return true;
+}
+
+// Rows [first, last) of the other sequence that may be seen; the first is at a multiple of `step`.
+struct Range {
+  int first, last;
+  // Query t sees keys with t + shift - s in [least_lag, lag_bound), where shift = keys - queries.
+  __device__ __forceinline__ static Range of_keys(const Attention& a, int t, int last_query, int step) {
+    const int64_t shift = a.keys - a.queries;
+    return {t + shift - a.lag_bound + 1, last_query + shift - a.least_lag + 1, a.keys, step};
+  }
+  __device__ __forceinline__ static Range of_queries(const Attention& a, int s, int last_key, int step) {
+    const int64_t shift = a.keys - a.queries;
+    return {s - shift + a.least_lag, last_key - shift + a.lag_bound, a.queries, step};
+  }
+
+ private:
+  __device__ __forceinline__ Range(int64_t begin, int64_t end, int length, int step)
+      : first(begin < 0         ? 0
+              : begin >= length ? length
+                                : static_cast<int>(begin) / step * step),
+        last(end < 0        ? 0
+             : end < length ? static_cast<int>(end)
+                            : length) {}
+};
+
+// 2^x for x that is not far above 0.
+template <class T>
+__device__ __forceinline__ float exp2_of(float x) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return exp2_moderate(x);
+  } else {
+    return exp2_approximate(x);  // what is made of it is rounded to 16 bits
+  }
+}
+
+// x / total. For float it is rounded once: the rounding of an inverse would reach all keys of a query alike. Less text than the division,
+// and the same wherever nothing underflows.
+template <class T>
+__device__ __forceinline__ float over(float x, float total, float inverse) {
+  const float quotient = x * inverse;
+  if constexpr (sizeof(T) < sizeof(float)) return quotient;
+  const float rest = fmaf(-quotient, total, x), rounded = fmaf(rest, inverse, quotient);
+  return rest == rest ? rounded : quotient;  // inf stays
+}
+
+}  // namespace emc::cuda
