@@ -19,9 +19,9 @@ class Products {
     if (args.rows > 0 && args.columns > 0) all_.push_back(args);
   }
 
-  // `after(which, first row, end row)` follows each block of rows on its thread.
+  // `after(which, first row, end row, memory)` follows each block of rows on its thread, with room for `after_floats` floats.
   template <class After>
-  void run(const After& after) {
+  void run(int64_t after_floats, const After& after) {
     const auto& kernels = EMC_KERNELS_AMX(matrix_product_kernels);
     std::vector<int64_t> pack_ends, row_ends, starts;
     int64_t pack_tasks = 0, row_tasks = 0, floats = 0, workspace = 0, work = 0;
@@ -34,6 +34,7 @@ class Products {
       row_ends.push_back(row_tasks += product_row_tasks(p));
       work = std::max(work, product_task_rows(p) * p.inner * p.columns);
     }
+    workspace = (workspace + 15) / 16 * 16;
     const Workspace packed(floats);
     for (size_t i = 0; i < all_.size(); ++i) all_[i].packed = packed.get() + starts[i];
     const auto each = [&](const std::vector<int64_t>& ends, int64_t begin, int64_t end, const auto& body) {
@@ -49,18 +50,18 @@ class Products {
     parallel_with_workspace(pack_tasks, grain * 4, 1, [&](int64_t begin, int64_t end, float* memory) {
       each(pack_ends, begin, end, [&](size_t i, int64_t from, int64_t to) { kernels.pack(all_[i], from, to, memory); });
     });
-    parallel_with_workspace(row_tasks, grain, workspace, [&](int64_t begin, int64_t end, float* memory) {
+    parallel_with_workspace(row_tasks, grain, workspace + after_floats, [&](int64_t begin, int64_t end, float* memory) {
       each(row_ends, begin, end, [&](size_t i, int64_t from, int64_t to) {
         const int64_t height = product_task_rows(all_[i]);
         for (int64_t task = from; task < to; ++task) {
           kernels.run(all_[i], task, task + 1, memory);
-          after(i, task * height, std::min((task + 1) * height, all_[i].rows));
+          after(i, task * height, std::min((task + 1) * height, all_[i].rows), memory + workspace);
         }
       });
     });
   }
   void run() {
-    run([](size_t, int64_t, int64_t) {});
+    run(0, [](size_t, int64_t, int64_t, float*) {});
   }
 
  private:
@@ -213,12 +214,8 @@ struct Block {
     const auto& kernels = EMC_KERNELS(attention_block_kernels);
     Products last;
     last.add(project(Matrix{attended, width, 1}, rows(), w_o, b_o, update.data_as<float>()));
-    const size_t floats = static_cast<size_t>(block_scratch(width));
-    last.run([&](size_t, int64_t begin, int64_t end_row) {  // while the block of rows is in the cache
-      alignas(64) float few[6 * 512];
-      float* scratch = floats <= 6 * 512 ? few : static_cast<float*>(std::aligned_alloc(64, floats * sizeof(float)));
+    last.run(block_scratch(width), [&](size_t, int64_t begin, int64_t end_row, float* scratch) {  // while the rows are in the cache
       kernels.forward(end, begin, end_row, scratch);
-      if (scratch != few) std::free(scratch);
     });
   }
 };
