@@ -37,9 +37,9 @@ void dropout_factors(const BlockArgs& a, int64_t row, float* factors) {
   const U bound = splat(keep_from(a.dropout_p));
   const F scale = splat(a.dropout_p < 1.0 ? static_cast<float>(1.0 / (1.0 - a.dropout_p)) : 0.f);
   for (int64_t group = 0; group * kGroup < a.width; ++group) {
-    U w[4];
+    U w[1][4];
     words(start, group, w);
-    for (int k = 0; k < 4; ++k) store(factors + group * kGroup + k * W, select((I)((w[k] >> 9) >= bound), scale, F{}));
+    for (int k = 0; k < 4; ++k) store(factors + group * kGroup + k * W, select((I)((w[0][k] >> 9) >= bound), scale, F{}));
   }
 }
 

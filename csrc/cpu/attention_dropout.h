@@ -59,8 +59,8 @@ class PairDropout {
       c[1] = high_[v] - (U)(c[0] < low_[v]);  // a comparison is -1: the carry
       c[2] = splat(row_.r);
       c[3] = splat(row_.stream);
-      philox(c, row_.key_low, row_.key_high);
     }
+    philox(words, row_.keys);
   }
   EMC_INLINE F factor(U word) const { return select((I)((word >> 9) >= bound_), splat(scale_), F{}); }
 

@@ -97,7 +97,7 @@ void forward_rows(const FusionKl& args, int64_t begin, int64_t end) {
 
 template <class T, int kInputs>
 void backward_rows(const FusionKl& args, int64_t begin, int64_t end) {
-  differentiate_blocks<T, kInputs>(args, begin, end, [&](const Cursor& cursor, int64_t, T* const* out) {
+  differentiate_blocks<T, kInputs>(args, begin, end, [&](const Cursor& cursor, int64_t, const Gradients<T, kInputs>& out) {
     Row<T, kInputs> row(args, cursor);
     const float g = cursor.grad();
     row.for_pieces([&](int64_t first, int64_t n) {
@@ -105,7 +105,7 @@ void backward_rows(const FusionKl& args, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < n; i += W) {
         row.read(i, n - i, x);
         differentiate(x, g, grad);
-        write(out, first + i, n - i, grad);
+        out.write(first + i, n - i, grad);
       }
     });
   });

@@ -176,7 +176,7 @@ void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
 //   dKL(p || q) / dx_p = p (-y - KL) = p (a - mean of a),  dKL(p || q) / dx_q = q - p
 template <class T>
 void backward_typed(const FusionKl& args, int64_t begin, int64_t end) {
-  differentiate_blocks<T, 3>(args, begin, end, [&](const Cursor& cursor, int64_t index, T* const* out) {
+  differentiate_blocks<T, 3>(args, begin, end, [&](const Cursor& cursor, int64_t index, const Gradients<T, 3>& out) {
     Row<T, 3> row(args, cursor);
     Stats stats;
     std::memcpy(&stats, args.stats + index * FusionKl::kStats, sizeof stats);
@@ -192,7 +192,7 @@ void backward_typed(const FusionKl& args, int64_t begin, int64_t end) {
         const F own_r = p_r * (relative(r, slope_real(r, f, s), stats.real.origin) - stats.real.mean);
         const F own_f = p_f * (relative(f, slope_face(f, s), stats.face.origin) - stats.face.mean);
         const F grad[3] = {own_r * g, (rf + own_f) * g, (fs + (fs + rf)) * g};
-        write(out, first + i, n - i, grad);
+        out.write(first + i, n - i, grad);
       }
     });
   });

@@ -69,6 +69,7 @@ class Row {
   }
   // W elements, or the `left` that are left and zeros.
   EMC_INLINE void read(int64_t i, int64_t left, F (&x)[kInputs]) const {
+    for (int k = 0; k < kInputs; ++k) prefetch(at_[k] + i);
     if (__builtin_expect(left >= W, 1)) {
       for (int k = 0; k < kInputs; ++k) x[k] = load(at_[k] + i);
     } else {
@@ -83,14 +84,16 @@ class Row {
   T gathered_[kInputs][kPiece];
 };
 
+// The gradients of a row, each dense.
 template <class T, int kOutputs>
-EMC_INLINE void write(T* const* out, int64_t i, int64_t left, const F (&x)[kOutputs]) {
-  if (__builtin_expect(left >= W, 1)) {
-    for (int k = 0; k < kOutputs; ++k) store(out[k] + i, x[k]);
-  } else {
-    for (int k = 0; k < kOutputs; ++k) store_n(out[k] + i, x[k], left);
+struct Gradients {
+  T* row[kOutputs];
+  bool past;  // the caches
+
+  EMC_INLINE void write(int64_t i, int64_t left, const F (&x)[kOutputs]) const {
+    for (int k = 0; k < kOutputs; ++k) store_some(row[k] + i, x[k], left, past);
   }
-}
+};
 
 // Forward over blocks: loss(cursor, row) of each row that counts.
 template <class Loss>
@@ -113,15 +116,18 @@ template <class T, int kInputs, class Differentiate>
 EMC_INLINE void differentiate_blocks(const FusionKl& args, int64_t begin, int64_t end, const Differentiate& differentiate) {
   int64_t row = begin * FusionKl::kRowsPerBlock;
   const int64_t last = end * FusionKl::kRowsPerBlock < args.walk.rows ? end * FusionKl::kRowsPerBlock : args.walk.rows;
+  const bool past = args.walk.rows * args.walk.width * kInputs * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
   for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
-    T* out[kInputs];
-    for (int k = 0; k < kInputs; ++k) out[k] = static_cast<T*>(args.grad_input[k]) + row * args.walk.width;
+    Gradients<T, kInputs> out;
+    for (int k = 0; k < kInputs; ++k) out.row[k] = static_cast<T*>(args.grad_input[k]) + row * args.walk.width;
+    out.past = past;
     if (cursor.counts()) {
       differentiate(cursor, row, out);
     } else {
-      for (int k = 0; k < kInputs; ++k) std::memset(out[k], 0, static_cast<size_t>(args.walk.width) * sizeof(T));
+      for (int k = 0; k < kInputs; ++k) std::memset(out.row[k], 0, static_cast<size_t>(args.walk.width) * sizeof(T));
     }
   }
+  finish_past(past);
 }
 
 // The nearest integer n to x, and 2^n if n is within [-126, 127].
@@ -132,9 +138,6 @@ struct Rounded {
   EMC_INLINE F integer() const { return shifted - 0x1.8p23f; }
   EMC_INLINE F power() const { return (F)(((U)shifted << 23) + 0x3f800000u); }
 };
-
-EMC_INLINE F at_most(F x, float bound) { return x > bound ? splat(bound) : x; }  // a NaN stays
-EMC_INLINE F at_least(F x, float bound) { return x < bound ? splat(bound) : x; }
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2, in parts: e^x - 1 and e^x - 1 - x are put together without the cancellation that a finished e^x
 // brings.

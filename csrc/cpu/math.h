@@ -1,4 +1,4 @@
-// exp, log and sin/cos of whole turns on vectors, about 1 ulp; polynomials after Cephes (S. Moshier), arranged for vectors without
+// Exponentials, logarithm, sine and cosine on vectors, about 1 ulp; polynomials after Cephes (S. Moshier), arranged for vectors without
 // branches.
 #pragma once
 
@@ -19,36 +19,49 @@ EMC_INLINE F round_small(F x) {
 #endif
 }
 
-// e^x for every float: 0 below the smallest subnormal, inf above the largest float, NaN stays.
-EMC_INLINE F exp(F x) {
-  const F clamped = min(max(x, splat(-104.f)), splat(89.f));  // a NaN compares false and becomes a bound; restored at the end
-  const F n = round_small(clamped * 1.44269504088896341f);
-  F r = fma(n, -0.693359375f, clamped);  // ln 2 in two parts; the first has few bits, so n times it is exact
-  r = fma(n, 2.12194440e-4f, r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, 1.3981999507e-3f);
-  p = fma(p, r, 8.3334519073e-3f);
-  p = fma(p, r, 4.1665795894e-2f);
-  p = fma(p, r, 1.6666665459e-1f);
-  p = fma(p, r, 5.0000001201e-1f);
-  const F y = fma(p, r * r, r) + 1.f;
+// 2^n for an integer n in [-152, 254]; a product with it becomes inf or 0 where that leaves the floats.
+struct Power {
 #if defined(__AVX512F__)
-  const F scaled = (F)_mm512_scalef_ps((__m512)y, (__m512)n);
+  F n;
+  EMC_INLINE explicit Power(F n_) : n(n_) {}
+  EMC_INLINE F times(F y) const { return (F)_mm512_scalef_ps((__m512)y, (__m512)n); }
 #else
-  // 2^n in two factors, since it may be subnormal or inf while the result is not.
-  const I whole = __builtin_convertvector(n, I), half = whole >> 1;
-  const F scaled = y * (F)((half + 127) << 23) * (F)((whole - half + 127) << 23);
+  F first, second;  // 2^n may be subnormal or inf while the product is not
+  EMC_INLINE explicit Power(F n) {
+    const I whole = __builtin_convertvector(n, I), half = whole >> 1;
+    first = (F)((half + 127) << 23), second = (F)((whole - half + 127) << 23);
+  }
+  EMC_INLINE F times(F y) const { return y * first * second; }
 #endif
-  return select((I)(x == x), scaled, x);
-}
+};
+
+// Standard deviation e^(v/2) of a log-variance v, and e^v - 1, which keeps its digits near v = 0. NaN stays.
+//   v/2 = n ln 2 + r,  q = e^r - 1:  e^(v/2) = 2^n (1 + q),  e^v - 1 = 2^2n (1 + q)^2 - 1, which for n = 0 is 2 q + q^2
+struct Deviation {
+  F value, variance_minus_one;
+
+  EMC_INLINE explicit Deviation(F logvar) {
+    const F h = at_least(at_most(0.5f * logvar, 89.f), -104.f);  // beyond, the deviation is inf or 0
+    const F n = round_small(h * 1.44269504088896341f);
+    F r = fma(n, -0.693359375f, h);  // ln 2 in two parts; the first has few bits, so n times it is exact
+    r = fma(n, 2.12194440e-4f, r);
+    F p = splat(1.9875691500e-4f);
+    p = fma(p, r, 1.3981999507e-3f);
+    p = fma(p, r, 8.3334519073e-3f);
+    p = fma(p, r, 4.1665795894e-2f);
+    p = fma(p, r, 1.6666665459e-1f);
+    p = fma(p, r, 5.0000001201e-1f);
+    const F q = fma(p, r * r, r);
+    const Power power(n);
+    value = power.times(q + 1.f);
+    const F one = select((I)(n == 0.f), F{}, splat(1.f));
+    variance_minus_one = power.times(power.times(fma(q, q, q + q) + one)) - one;
+  }
+};
 
 // e^x for x <= 0, where softmax lives: exactly 0 below about -87.7 (no subnormals), NaN stays. Cheaper than exp, as accurate.
 EMC_INLINE F exp_nonpositive(F x) {
-#if defined(__AVX512F__)
-  x = (F)_mm512_max_ps(_mm512_set1_ps(-88.f), (__m512)x);  // the second where one is NaN
-#else
-  x = x < -88.f ? splat(-88.f) : x;
-#endif
+  x = at_least(x, -88.f);
   constexpr float kMagic = 0x1.8p23f + 127.f;  // the low bits hold the nearest integer and the bias of an exponent
   const F shifted = x * 1.44269504088896341f + kMagic;
   const F n = shifted - kMagic;
@@ -65,15 +78,11 @@ EMC_INLINE F exp_nonpositive(F x) {
   return p * (F)((U)shifted << 23);  // n = -127 makes the factor 0
 }
 
-// ln x: -inf for 0, NaN below it, inf and NaN stay; subnormals are right.
-EMC_INLINE F log(F x) {
-  const I tiny = (I)(x < 0x1p-126f);
-  const F scaled = select(tiny, x * 0x1p23f, x);
-  const I bits = (I)scaled;
+// ln x of a positive, normal and finite x.
+EMC_INLINE F log_normal_number(F x) {
   // Mantissa in [sqrt(1/2), sqrt(2)): the offset makes the exponent field step there.
-  const I shifted = bits - 0x3f3504f3;
-  F e = __builtin_convertvector(shifted >> 23, F);
-  e = e - select(tiny, splat(23.f), F{});
+  const I shifted = (I)x - 0x3f3504f3;
+  const F e = __builtin_convertvector(shifted >> 23, F);
   const F f = (F)((shifted & 0x7fffff) + 0x3f3504f3) - 1.f;
   const F z = f * f;
   F p = splat(7.0376836292e-2f);
@@ -88,31 +97,20 @@ EMC_INLINE F log(F x) {
   F y = f * z * p;
   y = fma(e, -2.12194440e-4f, y);
   y = fma(z, -0.5f, y);
-  F result = fma(e, 0.693359375f, f + y);
-  result = select((I)(x == __builtin_inff()), x, result);
-  result = select((I)(x == 0.f), splat(-__builtin_inff()), result);
-  return select((I)(x >= 0.f), result, splat(__builtin_nanf("")));
+  return fma(e, 0.693359375f, f + y);
 }
 
-// sin and cos of 2 pi u for u in [0, 1]. Turns are reduced exactly to an eighth either side of a quarter, so small values are as good as
-// large.
-EMC_INLINE void sincos_turns(F u, F* sine, F* cosine) {
-  const F q = round_small(u * 4.f);
-  const F x = fma(q, -0.25f, u) * 6.28318530717958648f;
+// sin and cos of x within an eighth of a turn either side of 0.
+EMC_INLINE void sincos_eighth(F x, F* sine, F* cosine) {
   const F z = x * x;
   F s = splat(-1.9515295891e-4f);
   s = fma(s, z, 8.3321608736e-3f);
   s = fma(s, z, -1.6666654611e-1f);
-  s = fma(s * z, x, x);
+  *sine = fma(s * z, x, x);
   F c = splat(2.443315711809948e-5f);
   c = fma(c, z, -1.388731625493765e-3f);
   c = fma(c, z, 4.166664568298827e-2f);
-  c = fma(c, z * z, fma(z, -0.5f, splat(1.f)));
-  const I quarter = __builtin_convertvector(q, I);
-  const I odd = (quarter & 1) != 0;
-  const U sine_sign = (U)(quarter & 2) << 30, cosine_sign = (U)((quarter + 1) & 2) << 30;
-  *sine = (F)((U)select(odd, c, s) ^ sine_sign);
-  *cosine = (F)((U)select(odd, s, c) ^ cosine_sign);
+  *cosine = fma(c, z * z, fma(z, -0.5f, splat(1.f)));
 }
 
 }  // namespace

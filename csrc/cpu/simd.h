@@ -98,6 +98,29 @@ EMC_INLINE F sum_each(F (&x)[W]) {
 }
 EMC_INLINE F max(F a, F b) { return a > b ? a : b; }
 EMC_INLINE F min(F a, F b) { return a < b ? a : b; }
+// As a > bound ? bound : a and a < bound ? bound : a; a NaN stays. By name, for compilers make a comparison and a blend of the former.
+EMC_INLINE F at_most(F a, float bound) {
+#if defined(__AVX512F__)
+  return (F)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)a);  // the second where one is NaN
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)a);
+#elif defined(__SSE2__)
+  return (F)_mm_min_ps(_mm_set1_ps(bound), (__m128)a);
+#else
+  return a > bound ? splat(bound) : a;
+#endif
+}
+EMC_INLINE F at_least(F a, float bound) {
+#if defined(__AVX512F__)
+  return (F)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)a);
+#elif defined(__AVX2__)
+  return (F)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)a);
+#elif defined(__SSE2__)
+  return (F)_mm_max_ps(_mm_set1_ps(bound), (__m128)a);
+#else
+  return a < bound ? splat(bound) : a;
+#endif
+}
 EMC_INLINE F abs(F a) { return (F)((U)a & 0x7fffffffu); }
 
 // a * b + c, rounded once where the hardware does that. The compiler contracts a plain a * b + c as well, but may do so in one copy of a
@@ -247,6 +270,15 @@ EMC_INLINE void store_bits_n(void* p, U16 h, int64_t n) { std::memcpy(p, &h, sta
 EMC_INLINE void store_n(Half* p, F v, int64_t n) { store_bits_n(p, float_to_half(v), n); }
 EMC_INLINE void store_n(BFloat16* p, F v, int64_t n) { store_bits_n(p, float_to_bfloat(v), n); }
 
+// Asks for the cache lines that a vector of elements from p + kAhead on lies in. Kernels that compute much per element outrun the window in
+// which a processor finds its next loads by itself, and its own prefetchers do not make up for that: without this, noise made beside memory
+// that is read cost twice. Nothing happens where there is no such memory.
+constexpr int64_t kAhead = 1024;
+template <class T>
+EMC_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(p + kAhead);
+}
+
 // n in 1..W elements of a row, a stride apart: the one load that kernels over Rows need.
 template <class T>
 EMC_INLINE F load_some(const T* p, int64_t stride, int64_t n) {
@@ -263,6 +295,50 @@ EMC_INLINE void store_some(T* p, F v, int64_t n) {
   } else {
     store_n(p, v, n);
   }
+}
+
+// Results that are too large to be found in a cache later go past the caches: their lines are then not read before they are written, which
+// takes a quarter off what moves. Kernels that do so end with `finish_past`: other threads are to see such stores in order.
+constexpr int64_t kPastCaches = int64_t{16} << 20;  // bytes of a call's results
+EMC_INLINE void store_past(float* p, F v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE2__)
+  _mm_stream_ps(p, (__m128)v);
+#else
+  store(p, v);
+#endif
+}
+EMC_INLINE void store_bits_past(void* p, U16 h) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)h);
+#elif defined(__AVX2__)
+  _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)h);
+#else
+  std::memcpy(p, &h, sizeof h);
+#endif
+}
+EMC_INLINE void store_past(Half* p, F v) { store_bits_past(p, float_to_half(v)); }
+EMC_INLINE void store_past(BFloat16* p, F v) { store_bits_past(p, float_to_bfloat(v)); }
+template <class T>
+EMC_INLINE void store_some(T* p, F v, int64_t n, bool past) {
+  if (past && n >= W && reinterpret_cast<uintptr_t>(p) % (W * sizeof(T)) == 0) {
+    store_past(p, v);
+  } else {
+    store_some(p, v, n);
+  }
+}
+EMC_INLINE void finish_past(bool past) {
+#if defined(__SSE2__)
+  if (past) _mm_sfence();
+#endif
+}
+inline int64_t count(const Rows& rows) {
+  int64_t elements = rows.width;
+  for (int64_t d = 0; d < rows.outer; ++d) elements *= rows.sizes[d];
+  return elements;
 }
 
 // First element of a row: index over the leading dimensions, last of them fastest.

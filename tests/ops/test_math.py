@@ -1,4 +1,4 @@
-"""csrc/cpu/simd.h and math.h: conversions of every half, and the error of exp, log and sin/cos, for each instruction set."""
+"""csrc/cpu/simd.h and math.h: conversions of every half, and the error of the functions that noise is made of, for each instruction set."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ SOURCE = """
 #include "philox.h"
 using namespace emc::EMC_ISA;
 #define EACH(name, in, out, body) extern "C" void name(const in* x, out* y, long n) { for (long i = 0; i + W <= n; i += W) { body; } }
-EACH(t_exp, float, float, store(y + i, exp(load(x + i))))
-EACH(t_log, float, float, store(y + i, log(load(x + i))))
-EACH(t_sin, float, float, F s; F c; sincos_turns(load(x + i), &s, &c); store(y + i, s))
-EACH(t_cos, float, float, F s; F c; sincos_turns(load(x + i), &s, &c); store(y + i, c))
+EACH(t_deviation, float, float, store(y + i, Deviation(load(x + i)).value))
+EACH(t_excess, float, float, store(y + i, Deviation(load(x + i)).variance_minus_one))
+EACH(t_log, float, float, store(y + i, log_normal_number(load(x + i))))
+#define WORDS(x) U w; std::memcpy(&w, x, sizeof w); F s; F c; sincos_uniform(w, &s, &c);
+EACH(t_uniform, uint32_t, float, WORDS(x + i) store(y + i, uniform(w)))
+EACH(t_sin, uint32_t, float, WORDS(x + i) store(y + i, s))
+EACH(t_cos, uint32_t, float, WORDS(x + i) store(y + i, c))
+EACH(t_least, float, float, store(y + i, at_least(load(x + i), -2.f)))
+EACH(t_most, float, float, store(y + i, at_most(load(x + i), 2.f)))
+EACH(t_past, float, float, store_some(y + i, load(x + i), W, true))
+EACH(t_past_half, float, uint16_t, store_some((Half*)(y + i), load(x + i), W, true))
+EACH(t_past_bfloat, float, uint16_t, store_some((BFloat16*)(y + i), load(x + i), W, true))
 EACH(t_from_half, uint16_t, float, store(y + i, load((const Half*)(x + i))))
 EACH(t_to_half, float, uint16_t, store((Half*)(y + i), load(x + i)))
 EACH(t_from_bfloat, uint16_t, float, store(y + i, load((const BFloat16*)(x + i))))
@@ -65,41 +73,66 @@ def ulps(got: np.ndarray, exact: np.ndarray) -> float:
     return float(np.max(np.abs(got.astype(np.float64) - exact) / unit))
 
 
-def test_exp(lib: ctypes.CDLL) -> None:
-    x = np.concatenate([np.linspace(-103.9, 88.7, 1 << 18), np.linspace(-1, 1, 1 << 16), np.array([0.0, -0.0, 1e-30] + [0.0] * 13)]).astype(
-        np.float32
-    )
-    with np.errstate(under="ignore"):
-        assert ulps(call(lib, "t_exp", x)[: len(x)], np.exp(x.astype(np.float64))) < 1.6
-    special = np.array([-np.inf, np.inf, np.nan, -1000, 1000, 89, -105, 0] * 2, np.float32)
-    assert np.array_equal(
-        call(lib, "t_exp", special), np.array([0, np.inf, np.nan, 0, np.inf, np.inf, 0, 1] * 2, np.float32), equal_nan=True
-    )
+def test_deviation(lib: ctypes.CDLL) -> None:
+    """e^(v/2) and e^v - 1, from the smallest deviation that is a normal number to the largest variance, and densely around 0."""
+    wide, near = np.linspace(-174, 88.7, 1 << 18), np.concatenate([np.linspace(-1, 1, 1 << 16), np.geomspace(1e-30, 1, 1 << 12)])
+    for v in (wide, near, -near):
+        v = v.astype(np.float32)
+        exact = v.astype(np.float64)
+        assert ulps(call(lib, "t_deviation", v)[: len(v)], np.exp(exact / 2)) < 1.6
+        assert ulps(call(lib, "t_excess", v)[: len(v)], np.expm1(exact)) < 4.0
+    special = np.array([-np.inf, np.inf, np.nan, -1000, 1000, 178, -210, 0] * 2, np.float32)
+    values = np.array([0, np.inf, np.nan, 0, np.inf, np.inf, 0, 1] * 2, np.float32)
+    assert np.array_equal(call(lib, "t_deviation", special), values, equal_nan=True)
+    assert np.array_equal(call(lib, "t_excess", special), values - 1, equal_nan=True)
+    below = call(lib, "t_deviation", np.linspace(-206, -175, 1 << 10).astype(np.float32))  # subnormal: right to the last bit or two
+    assert np.all(np.abs(below - np.exp(np.linspace(-206, -175, 1 << 10).astype(np.float32).astype(np.float64) / 2)) < 3 * 2.0**-149)
 
 
 def test_log(lib: ctypes.CDLL) -> None:
     rng = np.random.default_rng(0)
-    positive = rng.integers(1, 0x7F800000, 1 << 18, dtype=np.uint32).view(np.float32)  # every exponent, subnormals too
+    normal = rng.integers(0x00800000, 0x7F800000, 1 << 18, dtype=np.uint32).view(np.float32)  # every exponent
     near_one = np.linspace(0.5, 2, 1 << 17, dtype=np.float32)
-    for x in (positive, near_one):
+    for x in (normal, near_one):
         assert ulps(call(lib, "t_log", x), np.log(x.astype(np.float64))) < 1.6
-    special = np.array([0, -0.0, -1, np.inf, np.nan, 1, -np.inf, 2.0**-149] * 2, np.float32)
-    got = call(lib, "t_log", special)
-    assert np.array_equal(got[:7], np.array([-np.inf, -np.inf, np.nan, np.inf, np.nan, 0, np.nan], np.float32), equal_nan=True)
+    assert np.array_equal(call(lib, "t_log", np.ones(16, np.float32)), np.zeros(16, np.float32))
 
 
 def test_sincos(lib: ctypes.CDLL) -> None:
-    """Every uniform that the noise can give, thinned, with the ends and the surroundings of the zeros."""
+    """Every uniform that noise can be made of, thinned, with the ends and the surroundings of the zeros; a word's low bits do not count."""
     k = np.unique(
         np.concatenate(
             [np.arange(0, 1 << 23, 61), *(np.arange(max(c - 300, 0), min(c + 300, 1 << 23)) for c in range(0, (1 << 23) + 1, 1 << 21))]
         )
     )
-    u = ((k + 0.5) * 2.0**-23).astype(np.float32)
+    words = (k.astype(np.uint32) << 9) | np.random.default_rng(0).integers(0, 512, len(k), dtype=np.uint32)
+    u, count = (k + 0.5) * 2.0**-23, len(k)
+    assert np.array_equal(call(lib, "t_uniform", words)[:count], u.astype(np.float32))
     exact = 2 * np.pi * u.astype(np.longdouble)
-    count = len(u)
-    assert ulps(call(lib, "t_sin", u)[:count], np.sin(exact).astype(np.float64)) < 2.0
-    assert ulps(call(lib, "t_cos", u)[:count], np.cos(exact).astype(np.float64)) < 2.0
+    assert ulps(call(lib, "t_sin", words)[:count], np.sin(exact).astype(np.float64)) < 2.0
+    assert ulps(call(lib, "t_cos", words)[:count], np.cos(exact).astype(np.float64)) < 2.0
+
+
+def test_bounds_let_nan_through(lib: ctypes.CDLL) -> None:
+    x = np.array([-np.inf, -2.5, -2, 0, 2, 2.5, np.inf, np.nan] * 2, np.float32)
+    assert np.array_equal(call(lib, "t_least", x), np.maximum(x, np.float32(-2)), equal_nan=True)
+    assert np.array_equal(call(lib, "t_most", x), np.minimum(x, np.float32(2)), equal_nan=True)
+
+
+def test_stores_past_the_caches(lib: ctypes.CDLL) -> None:
+    """The same values as by the caches, where the place is aligned and where it is not."""
+    x = np.random.default_rng(0).standard_normal(256).astype(np.float32)
+    for name, like, out in (
+        ("t_past", None, np.float32),
+        ("t_past_half", "t_to_half", np.uint16),
+        ("t_past_bfloat", "t_to_bfloat", np.uint16),
+    ):
+        want = x if like is None else call(lib, like, x, out)
+        memory = np.zeros(len(x) * 2, out)
+        for start in (0, 1, 5, 16):
+            y = memory[start : start + len(x)]
+            getattr(lib, name)(x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(len(x)))
+            assert np.array_equal(y, want)
 
 
 def test_every_half_and_bfloat_comes_through(lib: ctypes.CDLL) -> None:
