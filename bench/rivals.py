@@ -50,20 +50,65 @@ def sdpa(query, key, value, *, key_mask=None, causal=False, window=None, scale=N
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale).transpose(1, 2)
 
 
+def _projected(inputs: list[tuple[Tensor, Tensor, Tensor | None]]) -> list[Tensor]:
+    """`F.linear` of each, those with one input and neighbouring parts of one matrix by one product, as one writes it."""
+    found: list[Tensor] = []
+    while inputs:
+        (x, weight, bias), base = inputs[0], inputs[0][1]._base
+        alike = [x is y and base is not None and w._base is base for y, w, _ in inputs]
+        count = sum(alike) if sum(alike) * len(weight) == len(weight if base is None else base) else 1
+        if count > 1:
+            assert base is not None
+            found += F.linear(x, base, None if bias is None else bias._base).chunk(count, dim=-1)
+        else:
+            found.append(F.linear(x, weight, bias))
+        inputs = inputs[count:]
+    return found
+
+
+def _update_on(
+    attention: Attention, asked: Tensor, told: Tensor, weights: ops.AttentionBlockWeights, num_heads: int, **options: Any
+) -> Tensor:
+    w = weights
+    projected = _projected([(asked, w.w_q, w.b_q), (told, w.w_k, w.b_k), (told, w.w_v, w.b_v)])
+    q, k, v = (y.unflatten(-1, (num_heads, -1)) for y in projected)
+    return F.linear(attention(q, k, v, **options).flatten(2), w.w_o, w.b_o)
+
+
 def block_on(attention: Attention) -> Callable[..., Tensor]:
     """`attention_block` on another attention, the rest in plain PyTorch."""
 
     def block(
         x: Tensor, memory: Tensor, weights: ops.AttentionBlockWeights, *, num_heads: int, dropout_p: float = 0.0, **span: Any
     ) -> Tensor:
-        w = weights
-        projections = ((x, w.w_q, w.b_q), (memory, w.w_k, w.b_k), (memory, w.w_v, w.b_v))
-        q, k, v = (F.linear(y, weight, bias).unflatten(-1, (num_heads, -1)) for y, weight, bias in projections)
-        attended = attention(q, k, v, dropout_p=dropout_p, **span).flatten(2)
-        update = F.dropout(F.linear(attended, w.w_o, w.b_o), dropout_p)
-        return F.layer_norm(x + update, x.shape[-1:], w.ln_weight, w.ln_bias, w.ln_eps)
+        update = F.dropout(_update_on(attention, x, memory, weights, num_heads, dropout_p=dropout_p, **span), dropout_p)
+        return F.layer_norm(x + update, x.shape[-1:], weights.ln_weight, weights.ln_bias, weights.ln_eps)
 
     return block
+
+
+def sublayer_on(attention: Attention) -> Callable[..., Tensor]:
+    """`attention_sublayer` on another attention, the rest in plain PyTorch."""
+
+    def sublayer(
+        x: Tensor,
+        memory: Tensor | None,
+        weights: ops.AttentionBlockWeights,
+        *,
+        num_heads: int,
+        attention_dropout_p: float = 0.0,
+        dropout_p: float = 0.0,
+        residual: bool = True,
+        **span: Any,
+    ) -> Tensor:
+        w = weights
+        asked = x if w.ln_weight is None else F.layer_norm(x, x.shape[-1:], w.ln_weight, w.ln_bias, w.ln_eps)
+        told = asked if memory is None else memory
+        update = _update_on(attention, asked, told, weights, num_heads, dropout_p=attention_dropout_p, **span)
+        update = F.dropout(update, dropout_p) if dropout_p else update
+        return x + update if residual else update
+
+    return sublayer
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
@@ -89,6 +134,7 @@ def plain_torch(attention: Attention) -> Iterator[None]:
     mine = {
         "attention": attention,
         "attention_block": block_on(attention),
+        "attention_sublayer": sublayer_on(attention),
         "dropout": lambda x, p, **_: F.dropout(x, p),
         "reparameterize": reparameterize,
         "fusion_kl": _fusion_kl,

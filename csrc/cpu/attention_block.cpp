@@ -43,9 +43,14 @@ void dropout_factors(const BlockArgs& a, int64_t row, float* factors) {
   }
 }
 
-// sum = x + dropout(update)
+// sum = x + dropout(update); either may be absent
 inline void residual(const BlockArgs& a, int64_t row, float* sum, float* update, float* factors) {
-  load_row(a.x, row, a.width, sum);
+  if (a.x.data != nullptr) {
+    load_row(a.x, row, a.width, sum);
+  } else {
+    for (int64_t i = 0; i < a.width; i += W) store(sum + i, F{});
+  }
+  if (a.update.data == nullptr) return;
   load_row(a.update, row, a.width, update);
   if (a.dropout_p > 0.0) {
     dropout_factors(a, row, factors);
@@ -127,8 +132,12 @@ void backward(const BlockArgs& a, int64_t begin, int64_t end, float* memory) {
         const int64_t left = width - i;
         store_some(sums + 2 * width + i, load_some(sums + 2 * width + i, 1, left) + gu, left);
       }
+      if (a.grad_update.data != nullptr) store_row(a.grad_update, row, width, grad);
+      if (a.grad_beside.data != nullptr) {
+        load_row(a.grad_beside, row, width, grad);
+        for (int64_t i = 0; i < width; i += W) store(y + i, load(y + i) + load(grad + i));
+      }
       store_row(a.grad_x, row, width, y);
-      store_row(a.grad_update, row, width, grad);
     }
   }
 }
@@ -137,6 +146,7 @@ void reduce(const BlockArgs& a, float* memory) {
   const int64_t groups = (a.rows + kBlockGroup - 1) / kBlockGroup;
   const BlockMatrix* results[3] = {&a.grad_weight, &a.grad_bias, &a.grad_update_sum};
   for (int64_t which = 0; which < 3; ++which) {
+    if (results[which]->data == nullptr) continue;
     for (int64_t i = 0; i < a.width; i += W) {
       F total = {};
       for (int64_t group = 0; group < groups; ++group) total += load_some(a.partial + (group * 3 + which) * a.width + i, 1, a.width - i);
@@ -146,8 +156,16 @@ void reduce(const BlockArgs& a, float* memory) {
   }
 }
 
+void sum(const BlockArgs& a, int64_t begin, int64_t end, float* memory) {
+  const Scratch s(memory, a.width);
+  for (int64_t row = begin; row < end; ++row) {
+    residual(a, row, s.a, s.b, s.c);
+    store_row(a.out, row, a.width, s.a);
+  }
+}
+
 }  // namespace
 
-const AttentionBlockKernels attention_block_kernels = {forward, backward, reduce};
+const AttentionBlockKernels attention_block_kernels = {forward, backward, reduce, sum};
 
 }  // namespace emc::EMC_ISA

@@ -6,6 +6,8 @@ namespace {
 
 constexpr int kTileRows = W == 16 ? 8 : W == 8 ? 6 : 4;
 constexpr int kTileColumns = 2 * W;
+// Terms that are summed in one register before the sum is added to the others: fewer where each product is rounded by itself.
+constexpr int64_t kTerms = W == 4 ? 32 : kProductInner;
 
 int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t padded_columns(const ProductArgs& a) { return padded(a.columns, kProductColumns); }
@@ -51,6 +53,11 @@ inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int6
     for (int v = 0; v < 2; ++v) store(sums + r * stride + v * W, load(sums + r * stride + v * W) + tile[r][v]);
 }
 
+template <int R>
+struct Height {
+  static constexpr int kCount = R;
+};
+
 // sums [rows][padded columns] += up to 32 rows from `row` on times `inner` of the inner dimension from `k` on; b's blocks of 32 columns lie
 // `b_step` floats apart.
 inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k, int64_t inner, const float* b, int64_t b_step, float* copy,
@@ -62,14 +69,18 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k,
     gather(a.a, row, k, kProductRows, padded(inner, W), rows, inner, copy, kProductInner);
     x = copy, x_stride = kProductInner;
   }
-  for (int64_t column = 0; column < stride; column += kTileColumns) {
-    const float* block = b + column / kProductColumns * b_step + column % kProductColumns;
-    int64_t r = 0;
-    for (; r + kTileRows <= rows; r += kTileRows)
-      multiply_tile<kTileRows>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
-    for (; r + 2 <= rows; r += 2) multiply_tile<2>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
-    if (r < rows) multiply_tile<1>(x + r * x_stride, x_stride, block, inner, sums + r * stride + column, stride);
-  }
+  for (int64_t column = 0; column < stride; column += kTileColumns)
+    for (int64_t from = 0; from < inner; from += kTerms) {
+      const int64_t terms = least(kTerms, inner - from);
+      const float* block = b + column / kProductColumns * b_step + column % kProductColumns + from * kProductColumns;
+      const auto tile = [&](auto height, int64_t r) __attribute__((always_inline)) {
+        multiply_tile<decltype(height)::kCount>(x + r * x_stride + from, x_stride, block, terms, sums + r * stride + column, stride);
+      };
+      int64_t r = 0;
+      for (; r + kTileRows <= rows; r += kTileRows) tile(Height<kTileRows>(), r);
+      for (; r + 2 <= rows; r += 2) tile(Height<2>(), r);
+      if (r < rows) tile(Height<1>(), r);
+    }
 }
 
 void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {

@@ -12,16 +12,19 @@ inline BlockMatrix matrix(const Tensor& tensor, const char* name) {
   return {tensor.data(), dtype_of(tensor, name)};
 }
 
+inline void set_dropout(BlockArgs& a, const Tensor& x, double dropout_p, const Tensor& seed, int64_t stream) {
+  if (!(dropout_p > 0.0)) return;
+  if (!seed) throw std::runtime_error("emc_fast: dropout needs a seed");
+  a.dropout_p = dropout_p, a.noise = noise_of(x, seed, stream, Tensor());
+}
+
 inline BlockArgs epilogue_arguments(const Tensor& x, const Tensor& update, const Tensor& weight, double dropout_p, const Tensor& seed,
                                     int64_t stream) {
   BlockArgs a;
   a.width = x.size(-1), a.rows = x.numel() / a.width;
   if (update.numel() != x.numel() || weight.numel() != a.width) throw std::runtime_error("emc_fast: x, update and weight do not fit");
   a.x = matrix(x, "x"), a.update = matrix(update, "update"), a.weight = matrix(weight, "weight");
-  if (dropout_p > 0.0) {
-    if (!seed) throw std::runtime_error("emc_fast: dropout needs a seed");
-    a.dropout_p = dropout_p, a.noise = noise_of(x, seed, stream, Tensor());
-  }
+  set_dropout(a, x, dropout_p, seed, stream);
   return a;
 }
 

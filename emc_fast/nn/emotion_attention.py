@@ -111,21 +111,12 @@ class AttentionBlock(nn.Module):
                 x, x if memory is None else memory, self.weights(), num_heads=self.num_heads, key_mask=key_mask,
                 causal=causal, window=window, dropout_p=p, seed=seed, stream=self.stream,
             )  # fmt: skip
-        query = self.norm(x)
-        keys = query
-        if memory is not None:
-            keys = memory if self.memory_norm is None else self.memory_norm(memory)
-        batch, length, d = x.shape
-        split = (batch, -1, self.num_heads, d // self.num_heads)
-        attended = ops.attention(
-            self.query(query).view(split), self.key(keys).view(split), self.value(keys).view(split),
-            key_mask=key_mask, causal=causal, window=window, dropout_p=self.attention_dropout if self.training else 0.0,
-            seed=seed, stream=self.stream,
+        if memory is not None and self.memory_norm is not None:
+            memory = self.memory_norm(memory)
+        return ops.attention_sublayer(
+            x, memory, self.weights(), num_heads=self.num_heads, key_mask=key_mask, causal=causal, window=window,
+            attention_dropout_p=self.attention_dropout if self.training else 0.0, dropout_p=p, seed=seed, stream=self.stream,
         )  # fmt: skip
-        update = self.output(attended.reshape(batch, length, d))
-        if p > 0:
-            update = ops.dropout(update, p, seed=seed, stream=self.stream + 1)
-        return x + update
 
     def extra_repr(self) -> str:
         """For `print(model)`."""

@@ -40,21 +40,37 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias=bias)
         self.p = dropout
         self.stream = stream
-        self.dropout = Dropout(dropout, stream=stream + 1)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, *, key_mask: Tensor | None = None, seed: Tensor | None = None) -> Tensor:
-        """Attend from x (B, T, d) to memory (B, S, d), of which `key_mask` (B, S) may be seen; a row that sees nothing takes zeros."""
-        batch, length, d = x.shape
-        split = (batch, -1, self.num_heads, d // self.num_heads)
-        if self.query is None:
-            query, key, value = (part.view(split) for part in self.inputs(x).chunk(3, dim=-1))
-        else:
-            assert memory is not None, "cross-attention is given a memory"
-            query = self.query(x).view(split)
-            key, value = (part.view(split) for part in self.inputs(memory).chunk(2, dim=-1))
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        norm: nn.LayerNorm | None = None,
+        residual: bool = False,
+        key_mask: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `norm(x)`, or x (B, T, d), to a memory (B, S, d), of which `key_mask` (B, S) may be seen; `residual` adds x.
+
+        Without a memory it attends to what it asks from. For a row that sees nothing attention is zero.
+        """
         p = self.p if self.training else 0.0
-        attended = ops.attention(query, key, value, key_mask=key_mask, dropout_p=p, seed=seed, stream=self.stream)
-        return self.dropout(self.output(attended.reshape(batch, length, d)), seed=seed)
+        return ops.attention_sublayer(
+            x, memory, self.weights(norm), num_heads=self.num_heads, key_mask=key_mask, attention_dropout_p=p, dropout_p=p,
+            seed=seed, stream=self.stream, residual=residual,
+        )  # fmt: skip
+
+    def weights(self, norm: nn.LayerNorm | None) -> ops.AttentionBlockWeights:
+        """The tensors of the layer in the order of the operator: views of the joint projections."""
+        parts = 3 if self.query is None else 2
+        matrices: list[Tensor | None] = [*self.inputs.weight.chunk(parts)]
+        vectors: list[Tensor | None] = [None] * parts if self.inputs.bias is None else [*self.inputs.bias.chunk(parts)]
+        if self.query is not None:
+            matrices, vectors = [self.query.weight, *matrices], [self.query.bias, *vectors]
+        matrices, vectors = [*matrices, self.output.weight], [*vectors, self.output.bias]
+        last = (None, None, 1e-5) if norm is None else (norm.weight, norm.bias, norm.eps)
+        return ops.AttentionBlockWeights._make([*(x for pair in zip(matrices, vectors, strict=True) for x in pair), *last])
 
 
 class GeluMLP(nn.Module):
@@ -93,7 +109,7 @@ class GPTLayer(nn.Module):
 
     def forward(self, x: Tensor, *, key_mask: Tensor | None = None, seed: Tensor | None = None) -> Tensor:
         """(B, T, d) to (B, T, d); `key_mask` (B, T) are the frames that may be attended."""
-        x = x + self.attention(self.attention_norm(x), key_mask=key_mask, seed=seed)
+        x = self.attention(x, norm=self.attention_norm, residual=True, key_mask=key_mask, seed=seed)
         return x + self.mlp(self.mlp_norm(x), seed=seed)
 
 
@@ -127,8 +143,8 @@ class GatedCrossLayer(nn.Module):
         seed: Tensor | None = None,
     ) -> Tensor:
         """(B, T, d) and a memory (B, S, d) to (B, T, d); `key_mask` (B, T) and `memory_mask` (B, S) are what may be attended."""
-        attended = self.attention(self.attention_norm(x), key_mask=key_mask, seed=seed)
-        crossed = self.cross(self.attention_norm(attended), self.memory_norm(memory), key_mask=memory_mask, seed=seed)
+        attended = self.attention(x, norm=self.attention_norm, key_mask=key_mask, seed=seed)
+        crossed = self.cross(attended, self.memory_norm(memory), norm=self.attention_norm, key_mask=memory_mask, seed=seed)
         x = x + attended + self.gate * crossed
         return x + self.mlp(self.mlp_norm(x), seed=seed)
 

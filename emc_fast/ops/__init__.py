@@ -8,6 +8,7 @@ from ._backend import backend_report, use_backend
 from ._library import native
 from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
+from .attention_sublayer import attention_sublayer
 from .cross_covariance import cross_covariance
 from .dtw import dtw
 from .fusion_kl import fusion_kl
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionBlockWeights",
     "attention",
     "attention_block",
+    "attention_sublayer",
     "backend_report",
     "cross_covariance",
     "draw_seed",

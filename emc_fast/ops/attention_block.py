@@ -22,28 +22,28 @@ from .reference.attention_block import attention_block as _definition
 
 __all__ = ["AttentionBlockWeights", "attention_block"]
 
-_WEIGHTS = (
+BLOCK_WEIGHTS = (
     "Tensor w_q, Tensor? b_q, Tensor w_k, Tensor? b_k, Tensor w_v, Tensor? b_v, Tensor w_o, Tensor? b_o, Tensor ln_weight, Tensor? ln_bias"
 )
-_OPTIONS = "float ln_eps, int num_heads, Tensor? key_mask, bool causal, int window, float dropout_p, Tensor? seed, int stream"
+BLOCK_OPTIONS = "float ln_eps, int num_heads, Tensor? key_mask, bool causal, int window, float dropout_p, Tensor? seed, int stream"
 # Beside the output: what backward reads. Made again there are only the probabilities, the dropout masks and the normalised rows.
 # Keeping the projections instead of multiplying again costs 4 N d numbers and saves a third of backward's matrix products.
 _SAVED = ("q", "k", "v", "attended", "statistics", "update", "mean", "inverse_deviation")
 _GRADS = ("x", "memory", "w_q", "b_q", "w_k", "b_k", "w_v", "b_v", "w_o", "b_o", "ln_weight", "ln_bias")
 
 _SAVED_TENSORS = ", ".join(f"Tensor {name}" for name in _SAVED)
-_library.define(f"attention_block(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
+_library.define(f"attention_block(Tensor x, Tensor memory, {BLOCK_WEIGHTS}, {BLOCK_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
 _library.define(
-    f"attention_block_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
+    f"attention_block_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {BLOCK_WEIGHTS}, {BLOCK_OPTIONS})"
     f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADS)})"
 )
 # The whole block in float32 on the CPU: forward and backward with the same arguments, and forward without what backward reads.
-_library.define(f"attention_block_fused(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
+_library.define(f"attention_block_fused(Tensor x, Tensor memory, {BLOCK_WEIGHTS}, {BLOCK_OPTIONS}) -> (Tensor out, {_SAVED_TENSORS})")
 _library.define(
-    f"attention_block_fused_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS})"
+    f"attention_block_fused_backward(Tensor grad_out, {_SAVED_TENSORS}, Tensor x, Tensor memory, {BLOCK_WEIGHTS}, {BLOCK_OPTIONS})"
     f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADS)})"
 )
-_library.define(f"attention_block_inference(Tensor x, Tensor memory, {_WEIGHTS}, {_OPTIONS}) -> Tensor out")
+_library.define(f"attention_block_inference(Tensor x, Tensor memory, {BLOCK_WEIGHTS}, {BLOCK_OPTIONS}) -> Tensor out")
 _library.define(
     "attention_block_epilogue(Tensor x, Tensor update, Tensor weight, Tensor? bias, float eps, float dropout_p, Tensor? seed, int stream)"
     " -> (Tensor out, Tensor mean, Tensor inverse_deviation)"
@@ -72,7 +72,7 @@ def _forward(backend: str, x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tenso
     attended = attended.view(q.shape)
     update = project(attended.flatten(0, 1), w.w_o, w.b_o, t)
     out, mean, inverse_deviation = _library.raw(backend).attention_block_epilogue(
-        x.contiguous(), update, w.ln_weight.contiguous(), _dense(w.ln_bias), w.ln_eps, dropout_p, seed, stream + 1
+        x.contiguous(), update, _dense(w.ln_weight), _dense(w.ln_bias), w.ln_eps, dropout_p, seed, stream + 1
     )
     return out, q, k, v, attended, statistics, update, mean, inverse_deviation
 
@@ -83,7 +83,7 @@ def _backward_of(backend: str, grad_out: Tensor, *rest: Any) -> tuple[Tensor, ..
     w = AttentionBlockWeights(*rest[10:21])
     num_heads, key_mask, causal, window, dropout_p, seed, stream = rest[21:]
     grad_x, grad_update, grad_ln_weight, grad_ln_bias, grad_b_o = _library.raw(backend).attention_block_epilogue_backward(
-        grad_out.contiguous(), x.contiguous(), update, w.ln_weight.contiguous(), mean, inverse_deviation, dropout_p, seed, stream + 1
+        grad_out.contiguous(), x.contiguous(), update, _dense(w.ln_weight), mean, inverse_deviation, dropout_p, seed, stream + 1
     )
     grad_update = grad_update.flatten(0, 1)
     grad_attended = torch.mm(grad_update, w.w_o).view(q.shape)
@@ -106,7 +106,7 @@ def _backward_of(backend: str, grad_out: Tensor, *rest: Any) -> tuple[Tensor, ..
 def _forward_cpu(x: Tensor, memory: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if not _is_fused(x, memory, rest[0]):
         return _forward("cpu", x, memory, *rest)
-    fused: tuple[Tensor, ...] = torch.ops.emc_fast.attention_block_fused(x.contiguous(), memory.contiguous(), *_dense_weights(rest))
+    fused: tuple[Tensor, ...] = torch.ops.emc_fast.attention_block_fused(x.contiguous(), memory.contiguous(), *dense_weights(rest))
     return fused
 
 
@@ -115,7 +115,7 @@ def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if not _is_fused(x, memory, weights[0]):
         return _backward_of("cpu", grad_out, *rest)
     rows = grad_out.contiguous(), *saved, x.contiguous(), memory.contiguous()
-    grads = torch.ops.emc_fast.attention_block_fused_backward(*rows, *_dense_weights(weights))
+    grads = torch.ops.emc_fast.attention_block_fused_backward(*rows, *dense_weights(weights))
     return tuple(_absent(g) if p is None else g for g, p in zip(grads, (x, memory, *weights[:10]), strict=True))
 
 
@@ -128,7 +128,7 @@ def _is_fused(x: Tensor, memory: Tensor, weight: Tensor) -> bool:
     return whole and x.dtype == memory.dtype == weight.dtype == torch.float32
 
 
-def _dense_weights(rest: Sequence[Any]) -> Iterator[Any]:
+def dense_weights(rest: Sequence[Any]) -> Iterator[Any]:
     """Weights and options with the vectors dense; matrices may have any strides."""
     return (w.contiguous() if isinstance(w, Tensor) and w.dim() == 1 and i < 10 else w for i, w in enumerate(rest))
 
@@ -212,23 +212,33 @@ _library.register_fake("attention_block_epilogue_backward", _fake_epilogue_backw
 _attention_block = _autograd.differentiable("attention_block", setup=_setup_context, backward=_backward)
 
 
-def _check(x: Tensor, memory: Tensor, weights: AttentionBlockWeights, num_heads: int, key_mask: Tensor | None) -> None:
-    for name, y in (("x", x), ("memory", memory)):
+def check_block(
+    x: Tensor, memory: Tensor | None, weights: AttentionBlockWeights, num_heads: int, key_mask: Tensor | None, *, sublayer: bool = False
+) -> None:
+    """Refuse by name what does not fit; a sublayer may be without a memory and without a LayerNorm."""
+    if not isinstance(weights, AttentionBlockWeights):
+        raise TypeError(f"weights must be an AttentionBlockWeights, got {type(weights).__name__}")
+    alone = sublayer and memory is None
+    for name, y in (("x", x), ("memory", x if alone else memory)):
         check_tensor(name, y)
+        assert isinstance(y, Tensor)
         if y.dim() != 3:
             raise ValueError(f"{name} must have the 3 dimensions (B,{'T' if name == 'x' else 'S'},d), got shape {tuple(y.shape)}")
+    told = x if alone else memory
+    assert told is not None
     b, _, d = x.shape
-    if (memory.shape[0], memory.shape[2]) != (b, d):
-        raise ValueError(f"memory must have shape (B,S,d) with B and d of x, {(b, 'S', d)}, got {tuple(memory.shape)}")
-    if memory.device != x.device:
-        raise ValueError(f"memory must be on {x.device} with x, got {memory.device}")
+    if (told.shape[0], told.shape[2]) != (b, d):
+        raise ValueError(f"memory must have shape (B,S,d) with B and d of x, {(b, 'S', d)}, got {tuple(told.shape)}")
+    if told.device != x.device:
+        raise ValueError(f"memory must be on {x.device} with x, got {told.device}")
     if not isinstance(num_heads, int) or isinstance(num_heads, bool):
         raise TypeError(f"num_heads must be an int, got {type(num_heads).__name__}")
     if num_heads < 1 or d < 1 or d % num_heads:
         raise ValueError(f"num_heads must be at least 1 and divide the width d = {d} of x, got {num_heads}")
-    check_key_mask(key_mask, b, memory.shape[1], x.device, keys_of="memory")
+    check_key_mask(key_mask, b, told.shape[1], x.device, keys_of="x" if alone else "memory")
+    absent = ("b_q", "b_k", "b_v", "b_o", "ln_bias", *(["ln_weight"] if sublayer else []))
     for name, w in zip(AttentionBlockWeights._fields[:-1], weights[:-1], strict=True):
-        if w is None and name in ("b_q", "b_k", "b_v", "b_o", "ln_bias"):
+        if w is None and name in absent:
             continue
         check_tensor(f"weights.{name}", w)
         assert isinstance(w, Tensor)
@@ -236,6 +246,8 @@ def _check(x: Tensor, memory: Tensor, weights: AttentionBlockWeights, num_heads:
         if tuple(w.shape) != shape:
             raise ValueError(f"weights.{name} must have shape {shape} for x of width {d}, got {tuple(w.shape)}")
         check_same(f"weights.{name}", w, "x", x, shape=False, dtype=False)
+    if weights.ln_weight is None and weights.ln_bias is not None:
+        raise ValueError("weights.ln_bias is given without weights.ln_weight: a LayerNorm has a weight, and without one there is none")
     if not isinstance(weights.ln_eps, int | float) or isinstance(weights.ln_eps, bool):
         raise TypeError(f"weights.ln_eps must be a number, got {type(weights.ln_eps).__name__}")
 
@@ -280,14 +292,12 @@ def attention_block(
         found = _at_once(x, memory, weights, num_heads, key_mask, causal, window, dropout_p, seed, stream)
         if found is not None:
             return found
-    if not isinstance(weights, AttentionBlockWeights):
-        raise TypeError(f"weights must be an AttentionBlockWeights, got {type(weights).__name__}")
-    _check(x, memory, weights, num_heads, key_mask)
+    check_block(x, memory, weights, num_heads, key_mask)
     check_span(causal, window)
     check_probability("dropout_p", dropout_p)
     check_stream(stream)
     check_stream(stream + 1)
-    memory, weights = _same_dtype(x, memory, weights)
+    memory, weights = _one_dtype(x, memory, weights)
     noise = as_seed(seed, x.shape, x.device) if dropout_p > 0 else None
 
     width = x.shape[2] // num_heads
@@ -318,11 +328,9 @@ def _at_once(
     A few frames take less time than to check their arguments here. So the call is made at once: it checks for itself, and whatever it
     refuses goes the long way, where it is served otherwise or refused by name.
     """
-    plain = whole and isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
-    plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
-    plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
-    plain = plain and isinstance(dropout_p, float | int) and 0.0 <= dropout_p <= 1.0
-    if not plain or not _autograd.is_plain() or _backend.choose("attention_block", x.device, x.dtype) != "cpu":
+    if not (whole and may_go_at_once(x, num_heads, causal, window, stream, dropout_p)):
+        return None
+    if _backend.choose("attention_block", x.device, x.dtype) != "cpu":
         return None
     noise = as_seed(seed, x.shape, x.device) if dropout_p > 0 else None
     try:
@@ -336,18 +344,31 @@ def _at_once(
     return out
 
 
+def may_go_at_once(x: Tensor, num_heads: int, causal: bool, window: int | None, stream: int, *probabilities: float) -> bool:
+    """Whether a call is of the kind whose other arguments the native operators check for themselves: plain, in float32 on the CPU."""
+    plain = isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
+    plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
+    plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
+    return plain and all(isinstance(p, float | int) and 0.0 <= p <= 1.0 for p in probabilities) and _autograd.is_plain()
+
+
 _inference = torch.ops.emc_fast.attention_block_inference.default
 _fused = _autograd.recorded(torch.ops.emc_fast.attention_block_fused.default, "fused", setup=_setup_context, backward=_backward)
 
 
-def _same_dtype(x: Tensor, memory: Tensor, weights: AttentionBlockWeights) -> tuple[Tensor, AttentionBlockWeights]:
+def _one_dtype(x: Tensor, memory: Tensor, weights: AttentionBlockWeights) -> tuple[Tensor, AttentionBlockWeights]:
     """One dtype everywhere, or an error; under autocast the operands of the products in its dtype, as torch does it for a Linear."""
     dtype = autocast_dtype(x)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         lowered: list[Any] = [w if w is None else w.to(dtype) for w in weights[:8]]
         return memory.to(dtype), AttentionBlockWeights._make((*lowered, *weights[8:]))
-    check_same("memory", memory, "x", x, shape=False)
-    for name, w in zip(AttentionBlockWeights._fields[:-1], weights[:-1], strict=True):
-        if w is not None:
-            check_same(f"weights.{name}", w, "x", x, shape=False)
+    same_dtype(x, memory, weights)
     return memory, weights
+
+
+def same_dtype(x: Tensor, memory: Tensor | None, weights: AttentionBlockWeights) -> None:
+    """Refuse operands that are not of x's dtype."""
+    named = zip(("memory", *(f"weights.{name}" for name in AttentionBlockWeights._fields[:-1])), (memory, *weights[:-1]), strict=True)
+    for name, y in named:
+        if y is not None:
+            check_same(name, y, "x", x, shape=False)

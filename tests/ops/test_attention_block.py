@@ -15,24 +15,17 @@ from torch.nn.functional import layer_norm
 from emc_fast.ops import AttentionBlockWeights, attention, attention_block, dropout, use_backend
 
 from . import parity
+from .block_inputs import (
+    BIASES,
+    WEIGHTS,
+    assert_any_layout,
+    assert_masked_memory_may_hold_anything,
+    assert_zero_size,
+    differentiable,
+    draw_weights,
+    inputs_of,
+)
 from .parity import Target
-
-WEIGHTS = AttentionBlockWeights._fields[:-1]
-BIASES = ("b_q", "b_k", "b_v", "b_o", "ln_bias")
-
-
-def draw_weights(rng: random.Random, d: int, absent: tuple[str, ...] = ()) -> dict[str, Tensor | None]:
-    found: dict[str, Tensor | None] = {}
-    for name in WEIGHTS:
-        if name.startswith("w_"):
-            found[name] = parity.normal(rng, d, d, scale=d**-0.5)
-        else:
-            found[name] = None if name in absent else parity.normal(rng, d, scale=0.3) + (1.0 if name == "ln_weight" else 0.0)
-    return found
-
-
-def inputs_of(rng: random.Random, b: int, t: int, s: int, d: int, absent: tuple[str, ...] = ()) -> dict[str, Tensor | None]:
-    return {"x": parity.normal(rng, b, t, d), "memory": parity.normal(rng, b, s, d), **draw_weights(rng, d, absent)}
 
 
 def block(**options: Any) -> Callable[..., Tensor]:
@@ -42,10 +35,6 @@ def block(**options: Any) -> Callable[..., Tensor]:
         return attention_block(x, x if memory is None else memory, AttentionBlockWeights(**weights), **options)
 
     return function
-
-
-def differentiable(inputs: dict[str, Tensor | None], *without: str) -> list[str]:
-    return [n for n, x in inputs.items() if x is not None and n not in without]
 
 
 def draw(seed: int) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
@@ -117,20 +106,7 @@ def test_is_what_its_parts_give(target: Target) -> None:
 
 @parity.seeds(2)
 def test_masked_memory_may_hold_anything(target: Target, seed: int) -> None:
-    rng = random.Random(seed)
-    inputs = inputs_of(rng, 3, 20, 50, 64)
-    mask = parity.mask(seed, 3, 50, share=0.6)
-    mask[1] = False
-    function = block(num_heads=2, key_mask=mask, dropout_p=0.1, seed=seed)
-    names, grads = differentiable(inputs), [parity.normal(rng, 3, 20, 64)]
-    clean = parity.run(function, inputs, names, grads)
-    dirty = dict(inputs)
-    assert isinstance(inputs["memory"], Tensor)
-    dirty["memory"] = torch.where(mask[..., None], inputs["memory"], float("nan"))
-    found = parity.run(function, dirty, names, grads)
-    for name in clean:
-        assert torch.equal(clean[name], found[name]), name
-    assert not found["d_memory"][~mask].any()
+    assert_masked_memory_may_hold_anything(partial(block, num_heads=2, dropout_p=0.1, seed=seed), seed)
 
 
 def test_nothing_to_attend_leaves_the_residual(target: Target) -> None:
@@ -174,27 +150,12 @@ def test_deterministic(target: Target) -> None:
 
 
 def test_any_layout(target: Target) -> None:
-    """Strides of x, memory and the incoming gradient; the products of torch choose their path by strides, so bits may differ there."""
-    inputs = inputs_of(random.Random(2), 2, 30, 20, 32)
-    names, grads = differentiable(inputs, "b_k"), [parity.normal(random.Random(5), 2, 30, 32)]
-    dense = parity.run(block(num_heads=2), inputs, names, grads)
-    for kind in ("permuted", "spread", "shifted"):
-        other = {n: parity.layouts(x)[kind] if x is not None else None for n, x in inputs.items()}
-        found = parity.run(block(num_heads=2), other, names, [parity.layouts(grads[0])[kind]])
-        for name in dense:
-            torch.testing.assert_close(found[name], dense[name], rtol=2e-5, atol=2e-5)
-    ones = parity.run(block(num_heads=2), inputs, names, [torch.ones(()).expand(2, 30, 32)])
-    for name, grad in parity.run(block(num_heads=2), inputs, names, [torch.ones(2, 30, 32)]).items():
-        assert torch.equal(ones[name], grad)
+    assert_any_layout(block(num_heads=2))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (2, 0, 0)], ids=str)
 def test_zero_size(target: Target, shape: tuple[int, int, int]) -> None:
-    inputs = inputs_of(random.Random(1), *shape, 16)
-    found = parity.run(block(num_heads=2), inputs, differentiable(inputs), [torch.ones(*shape[:2], 16)])
-    assert found["out0"].shape == (*shape[:2], 16)
-    assert all(x.isfinite().all() for x in found.values())
-    assert not found["d_memory"].any()
+    assert_zero_size(block(num_heads=2), shape)
 
 
 def test_gradcheck() -> None:
