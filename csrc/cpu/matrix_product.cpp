@@ -13,8 +13,14 @@ int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t padded_columns(const ProductArgs& a) { return padded(a.columns, kProductColumns); }
 int64_t packed_floats(const ProductArgs& a) { return padded_columns(a) * a.inner; }
 int64_t height_of(const ProductArgs& a) { return product_is_deep(a) ? kProductDeepRows : kProductRows; }
-int64_t workspace(const ProductArgs& a) {
+int64_t workspace_of(const ProductArgs& a) {
   return height_of(a) * padded_columns(a) + kProductRows * kProductInner + (product_is_deep(a) ? padded_columns(a) * kProductInner : 0);
+}
+
+int64_t workspace(const ProductArgs& a) {
+  int64_t most = 0;
+  for (const ProductArgs* p = &a; p != nullptr; p = p->beside) most = most > workspace_of(*p) ? most : workspace_of(*p);
+  return most;
 }
 
 // 32 columns of b, `count` of the inner dimension from `k` on.
@@ -83,7 +89,7 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k,
     }
 }
 
-void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
+void run_one(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
   if (product_is_few(a)) return run_few(a, memory);
   const bool deep = product_is_deep(a);
   const int64_t stride = padded_columns(a), height = height_of(a);
@@ -103,6 +109,10 @@ void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
     }
     finish_rows(a, row, last - row, sums, stride);
   }
+}
+
+void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
+  for (const ProductArgs* p = &a; p != nullptr; p = p->beside) run_one(*p, begin, end, memory);
 }
 
 }  // namespace

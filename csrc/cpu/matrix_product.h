@@ -34,15 +34,33 @@ inline void gather(const Matrix& m, int64_t row, int64_t column, int64_t rows, i
 }
 
 // Rows `row` .. of `out` from sums [row][stride].
-inline void finish_rows(const ProductArgs& a, int64_t row, int64_t rows, const float* sums, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < a.columns; c += W) {
-      const int64_t place = (row + r) * a.columns + c, left = a.columns - c;
-      F x = load(sums + r * stride + c);
-      if (a.bias != nullptr) x += load_some(a.bias + c, 1, left);
-      if (a.add != nullptr) x += load_some(a.add + place, 1, left);
-      store_some(a.out + place, x, left);
+template <bool Bias, bool Add>
+inline void finish_rows_of(const ProductArgs& a, int64_t row, int64_t rows, const float* sums, int64_t stride) {
+  const int64_t columns = a.columns, whole = columns / W * W, left = columns - whole;
+  float* out = a.out + row * columns;
+  const float* add = Add ? a.add + row * columns : nullptr;
+  for (int64_t r = 0; r < rows; ++r, out += columns, sums += stride) {
+    for (int64_t c = 0; c < whole; c += W) {
+      F x = load(sums + c);
+      if (Bias) x += load(a.bias + c);
+      if (Add) x += load(add + c);
+      store(out + c, x);
     }
+    if (left > 0) {
+      F x = load(sums + whole);
+      if (Bias) x += load_n(a.bias + whole, left);
+      if (Add) x += load_n(add + whole, left);
+      store_n(out + whole, x, left);
+    }
+    if (Add) add += columns;
+  }
+}
+inline void finish_rows(const ProductArgs& a, int64_t row, int64_t rows, const float* sums, int64_t stride) {
+  if (a.bias != nullptr) {
+    (a.add != nullptr ? finish_rows_of<true, true> : finish_rows_of<true, false>)(a, row, rows, sums, stride);
+  } else {
+    (a.add != nullptr ? finish_rows_of<false, true> : finish_rows_of<false, false>)(a, row, rows, sums, stride);
+  }
 }
 
 // All of a product of few rows; `sums` has room for kProductRows rows of the padded columns.

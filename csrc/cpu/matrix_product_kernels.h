@@ -13,11 +13,12 @@ struct Matrix {
 
 struct ProductArgs {
   int64_t rows = 0, inner = 0, columns = 0;
-  Matrix a, b;                  // (rows, inner), (inner, columns)
-  const float* bias = nullptr;  // (columns,)
-  const float* add = nullptr;   // (rows, columns), dense; may be `out`
-  float* out = nullptr;         // (rows, columns), dense
-  float* packed = nullptr;      // room for b, where product_is_packed
+  Matrix a, b;                          // (rows, inner), (inner, columns)
+  const float* bias = nullptr;          // (columns,)
+  const float* add = nullptr;           // (rows, columns), dense; may be `out`
+  float* out = nullptr;                 // (rows, columns), dense
+  float* packed = nullptr;              // room for b, where product_is_packed
+  const ProductArgs* beside = nullptr;  // another product of this a, whose rows are computed in the same tasks
 };
 
 // Rows of `out` that are computed together; one task of `run`.
@@ -39,6 +40,11 @@ inline bool product_is_few(const ProductArgs& a) {
   return a.rows <= kProductFewRows && a.a.column_stride == 1 && a.b.row_stride == 1 && !product_is_deep(a);
 }
 inline bool product_is_packed(const ProductArgs& a) { return !product_is_deep(a) && !product_is_few(a); }
+// Whether two products may be computed beside each other.
+inline bool products_share(const ProductArgs& a, const ProductArgs& b) {
+  return a.a.data == b.a.data && a.a.row_stride == b.a.row_stride && a.a.column_stride == b.a.column_stride && a.rows == b.rows &&
+         a.inner == b.inner && !product_is_deep(a) && product_is_few(a) == product_is_few(b);
+}
 
 inline int64_t product_task_rows(const ProductArgs& a) { return product_is_deep(a) ? kProductDeepRows : kProductRows; }
 inline int64_t product_row_tasks(const ProductArgs& a) { return (a.rows + product_task_rows(a) - 1) / product_task_rows(a); }

@@ -20,19 +20,25 @@ class Products {
     if (args.rows > 0 && args.columns > 0) all_.push_back(args);
   }
 
-  // `after(which, first row, end row, memory)` follows each block of rows on its thread, with room for `after_floats` floats.
+  // `after(which, first row, end row, memory)` follows each block of rows on its thread, with room for `after_floats` floats; once for
+  // products that are computed together.
   template <class After>
   void run(int64_t after_floats, const After& after) {
     const auto& kernels = EMC_KERNELS_AMX(matrix_product_kernels);
+    // Neighbours with one left operand are computed together: it is then read, and put in order, once.
+    for (size_t i = all_.size(); i-- > 1;)
+      if (products_share(all_[i - 1], all_[i])) all_[i - 1].beside = &all_[i];
+    const auto leads = [&](size_t i) { return i == 0 || all_[i - 1].beside == nullptr; };
     std::vector<int64_t> pack_ends, row_ends, starts;
     int64_t pack_tasks = 0, row_tasks = 0, floats = 0, workspace = 0, work = 0;
-    for (const ProductArgs& p : all_) {
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const ProductArgs& p = all_[i];
       const bool packed = product_is_packed(p);
       starts.push_back(floats);
       floats += packed ? (kernels.packed_floats(p) + 15) / 16 * 16 : 0;
       workspace = std::max(workspace, kernels.workspace(p));
       pack_ends.push_back(pack_tasks += packed ? product_column_tasks(p) : 0);
-      row_ends.push_back(row_tasks += product_row_tasks(p));
+      row_ends.push_back(row_tasks += leads(i) ? product_row_tasks(p) : 0);
       work = std::max(work, product_task_rows(p) * p.inner * p.columns);
     }
     workspace = (workspace + 15) / 16 * 16;

@@ -15,51 +15,78 @@ int64_t chunks_of(const ProductArgs& a) { return (a.inner + kInner - 1) / kInner
 int64_t packed_floats(const ProductArgs& a) { return product_column_tasks(a) * chunks_of(a) * kPair; }
 
 struct Memory {
-  float* sums;          // [kProductDeepRows][padded columns]
+  float* sums;          // [kProductDeepRows][padded columns], or [kBlock][padded columns] of each product that is computed together
   uint32_t* sets_of_a;  // [chunk][half], of one block of rows
-  float *rows, *product;
+  float* product;
   uint32_t* sets_of_b;  // [32 columns][chunk][half]; only where b is not packed beforehand
 
+  static int64_t floats_of_sums(const ProductArgs& a) {
+    if (product_is_deep(a)) return kProductDeepRows * product_column_tasks(a) * kBlock;
+    int64_t floats = 0;
+    for (const ProductArgs* p = &a; p != nullptr; p = p->beside) floats += kBlock * product_column_tasks(*p) * kBlock;
+    return floats;
+  }
   static int64_t floats(const ProductArgs& a) {
-    const int64_t blocks = product_column_tasks(a);
-    return (product_is_deep(a) ? kProductDeepRows : kBlock) * blocks * kBlock + kChunks * kPair + kBlock * (kProductInner + kBlock) +
-           (product_is_deep(a) ? blocks * kChunks * kPair : 0);
+    return floats_of_sums(a) + kChunks * kPair + kBlock * kBlock + (product_is_deep(a) ? product_column_tasks(a) * kChunks * kPair : 0);
   }
   Memory(const ProductArgs& a, float* memory) {
-    sums = memory, memory += (product_is_deep(a) ? kProductDeepRows : kBlock) * product_column_tasks(a) * kBlock;
+    sums = memory, memory += floats_of_sums(a);
     sets_of_a = reinterpret_cast<uint32_t*>(memory), memory += kChunks * kPair;
-    rows = memory, memory += kBlock * kProductInner;
     product = memory, memory += kBlock * kBlock;
     sets_of_b = reinterpret_cast<uint32_t*>(memory);
   }
 };
 int64_t workspace(const ProductArgs& a) { return Memory::floats(a); }
 
-// 32 columns of b, `count` chunks from `chunk` on, as sets [chunk][half].
-inline void pack_columns(const ProductArgs& a, int64_t column, int64_t chunk, int64_t count, uint32_t* sets) {
-  for (int64_t c = chunk; c < chunk + count; ++c, sets += kPair) {
+// 32 columns of b and one chunk, as sets [half].
+inline void pack_columns(const ProductArgs& a, int64_t column, int64_t chunk, uint32_t* sets) {
+  const int64_t k = chunk * kInner, inner = a.inner - k, columns = a.columns - column;
+  const float* from = a.b.data + k * a.b.row_stride + column * a.b.column_stride;
+  const bool whole = inner >= kInner && columns >= kBlock;
+  if (whole && a.b.column_stride == 1) {
+    pack_outer(from, a.b.row_stride, kBlock, sets);
+  } else if (whole && a.b.row_stride == 1) {
+    for (int64_t half = 0; half < 2; ++half)
+      pack_inner_transposed(from + half * kTile * a.b.column_stride, a.b.column_stride, kInner, sets + half * kTileSet);
+  } else {
     alignas(64) float rows[kInner * kBlock];
-    gather(a.b, c * kInner, column, kInner, kBlock, a.inner - c * kInner, a.columns - column, rows, kBlock);
+    gather(a.b, k, column, kInner, kBlock, inner, columns, rows, kBlock);
     pack_outer(rows, kBlock, kBlock, sets);
   }
 }
 
-void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
-  for (int64_t task = begin; task < end; ++task)
-    pack_columns(a, task * kBlock, 0, chunks_of(a), reinterpret_cast<uint32_t*>(a.packed) + task * chunks_of(a) * kPair);
+// 32 rows of a and one chunk, likewise.
+inline void pack_rows(const ProductArgs& a, int64_t row, int64_t chunk, uint32_t* sets) {
+  const int64_t k = chunk * kInner, inner = a.inner - k, rows = a.rows - row, stride = a.a.row_stride;
+  const float* from = a.a.data + row * stride + k * a.a.column_stride;
+  const bool whole = inner >= kInner && rows >= kBlock;
+  if (whole && stride == 1) {
+    pack_outer_transposed(from, a.a.column_stride, kBlock, sets);
+    return;
+  }
+  alignas(64) float copy[kBlock * kInner];
+  const bool in_place = whole && a.a.column_stride == 1;
+  if (in_place) {
+    for (int64_t r = 0; r < kBlock; ++r)
+      __builtin_prefetch(from + (kBlock + r) * stride), __builtin_prefetch(from + (kBlock + r) * stride + W);
+  } else {
+    gather(a.a, row, k, kBlock, kInner, rows, inner, copy, kInner);
+  }
+  const int64_t step = in_place ? stride : kInner;
+  for (int64_t half = 0; half < 2; ++half) pack_inner((in_place ? from : copy) + half * kTile * step, step, kInner, sets + half * kTileSet);
 }
 
-// sums [32][padded columns] of rows from `row` on, of `count` chunks from `chunk` on; b's sets of 32 columns lie `b_step` words apart.
-inline void multiply(const ProductArgs& a, int64_t row, int64_t chunk, int64_t count, const uint32_t* b, int64_t b_step,
-                     const Memory& memory, float* sums) {
-  const int64_t stride = product_column_tasks(a) * kBlock, rows = least(kBlock, a.rows - row), inner = count * kInner, k = chunk * kInner;
-  const bool in_place = a.a.column_stride == 1 && rows == kBlock && k + inner <= a.inner;
-  const float* from = in_place ? a.a.data + row * a.a.row_stride + k : memory.rows;
-  const int64_t step = in_place ? a.a.row_stride : inner;
-  if (!in_place) gather(a.a, row, k, kBlock, inner, rows, a.inner - k, memory.rows, inner);
-  for (int64_t c = 0; c < count; ++c)
-    for (int64_t half = 0; half < 2; ++half)
-      pack_inner(from + half * kTile * step + c * kInner, step, kInner, memory.sets_of_a + c * kPair + half * kTileSet);
+void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
+  const int64_t chunks = chunks_of(a);
+  for (int64_t task = begin; task < end; ++task)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      pack_columns(a, task * kBlock, chunk, reinterpret_cast<uint32_t*>(a.packed) + (task * chunks + chunk) * kPair);
+}
+
+// sums [32][padded columns] of a block of rows, of `count` chunks from `chunk` on; b's sets of 32 columns lie `b_step` words apart.
+inline void multiply(const ProductArgs& a, int64_t chunk, int64_t count, const uint32_t* b, int64_t b_step, const Memory& memory,
+                     float* sums) {
+  const int64_t stride = product_column_tasks(a) * kBlock;
   for (int64_t column = 0; column < stride; column += kBlock, b += b_step) {
     zero_tiles();
     for (int64_t c = 0; c < count * kPair; c += kPair) {  // all six products of a chunk while its pieces are near
@@ -80,27 +107,56 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t chunk, int64_t c
   }
 }
 
+inline void pack_block(const ProductArgs& a, int64_t row, int64_t chunk, int64_t count, const Memory& memory) {
+  for (int64_t c = 0; c < count; ++c) pack_rows(a, row, chunk + c, memory.sets_of_a + c * kPair);
+}
+
+// A block of rows of all products that share a.
+void run_packed(const ProductArgs& a, int64_t row, const Memory& memory) {
+  const int64_t chunks = chunks_of(a), rows = least(kBlock, a.rows - row);
+  for (int64_t chunk = 0; chunk < chunks; chunk += kChunks) {
+    const int64_t count = least(kChunks, chunks - chunk);
+    pack_block(a, row, chunk, count, memory);
+    float* sums = memory.sums;
+    for (const ProductArgs* p = &a; p != nullptr; p = p->beside) {
+      multiply(*p, chunk, count, reinterpret_cast<const uint32_t*>(p->packed) + chunk * kPair, chunks * kPair, memory, sums);
+      sums += kBlock * product_column_tasks(*p) * kBlock;
+    }
+  }
+  const float* sums = memory.sums;
+  for (const ProductArgs* p = &a; p != nullptr; p = p->beside) {
+    const int64_t stride = product_column_tasks(*p) * kBlock;
+    finish_rows(*p, row, rows, sums, stride);
+    sums += kBlock * stride;
+  }
+}
+
+// kProductDeepRows rows of a product over a long inner dimension.
+void run_deep(const ProductArgs& a, int64_t row, const Memory& memory) {
+  const int64_t last = least(row + kProductDeepRows, a.rows), stride = product_column_tasks(a) * kBlock, chunks = chunks_of(a);
+  for (int64_t chunk = 0; chunk < chunks; chunk += kChunks) {
+    const int64_t count = least(kChunks, chunks - chunk);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t column = 0; column < stride; column += kBlock)
+        pack_columns(a, column, chunk + c, memory.sets_of_b + (column / kBlock * kChunks + c) * kPair);
+    for (int64_t r = row; r < last; r += kBlock) {
+      pack_block(a, r, chunk, count, memory);
+      multiply(a, chunk, count, memory.sets_of_b, kChunks * kPair, memory, memory.sums + (r - row) * stride);
+    }
+  }
+  finish_rows(a, row, last - row, memory.sums, stride);
+}
+
 void run(const ProductArgs& a, int64_t begin, int64_t end, float* floats) {
-  if (product_is_few(a)) return run_few(a, floats);
+  if (product_is_few(a)) {
+    for (const ProductArgs* p = &a; p != nullptr; p = p->beside) run_few(*p, floats);
+    return;
+  }
   const TileRegisters registers;
   const Memory memory(a, floats);
-  const bool deep = product_is_deep(a);
-  const int64_t height = deep ? kProductDeepRows : kBlock, stride = product_column_tasks(a) * kBlock, chunks = chunks_of(a);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t row = task * height, last = least(row + height, a.rows);
-    if (chunks == 0)
-      for (int64_t i = 0; i < height * stride; i += W) store(memory.sums + i, F{});
-    for (int64_t chunk = 0; chunk < chunks; chunk += kChunks) {
-      const int64_t count = least(kChunks, chunks - chunk);
-      const uint32_t* b = deep ? memory.sets_of_b : reinterpret_cast<const uint32_t*>(a.packed) + chunk * kPair;
-      if (deep)
-        for (int64_t column = 0; column < stride; column += kBlock)
-          pack_columns(a, column, chunk, count, memory.sets_of_b + column / kBlock * kChunks * kPair);
-      for (int64_t r = row; r < last; r += kBlock)
-        multiply(a, r, chunk, count, b, (deep ? kChunks : chunks) * kPair, memory, memory.sums + (r - row) * stride);
-    }
-    finish_rows(a, row, last - row, memory.sums, stride);
-  }
+  if (a.inner == 0)
+    for (int64_t i = 0; i < Memory::floats_of_sums(a); i += W) store(memory.sums + i, F{});
+  for (int64_t task = begin; task < end; ++task) (product_is_deep(a) ? run_deep : run_packed)(a, task * product_task_rows(a), memory);
 }
 
 }  // namespace
