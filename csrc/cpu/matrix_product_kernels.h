@@ -13,6 +13,7 @@ struct Matrix {
 
 struct ProductArgs {
   int64_t rows = 0, inner = 0, columns = 0;
+  Precision precision = Precision::kHighest;  // decides how b is packed
   Matrix a, b;                  // (rows, inner), (inner, columns)
   const float* bias = nullptr;  // (columns,)
   const float* add = nullptr;   // (rows, columns), dense; may be `out`

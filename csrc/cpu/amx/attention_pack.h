@@ -15,6 +15,25 @@ constexpr int kLanes = 2 * kTile;  // queries that are worked on together
 // The vector kernels take what would leave half of each tile empty, and so few keys that packing does not pay.
 inline bool is_for_tiles(const AttentionArgs& a, const KeyRange& keys) { return a.width > kTile && keys.count >= 24; }
 
+// The pieces of the operands: of inputs (keys and values), and of what is made in float32 on the way (queries times scale, probabilities,
+// gradients of scores). An input of a half type is cut exactly, and what is multiplied with it into two pieces, whose error is far below
+// the rounding of such a result.
+template <int Inputs, int Made>
+struct Cut {
+  static constexpr int kInputs = Inputs, kMade = Made;
+  static constexpr int64_t kInputSet = kTileSet<Inputs>, kMadeSet = kTileSet<Made>;
+};
+
+// use(Cut<...>{}) for the dtype and the precision of a call.
+template <class Use>
+inline auto with_cut(const AttentionArgs& a, const Use& use) {
+  if (a.dtype == DType::kFloat16) return use(Cut<2, 2>{});
+  const int pieces = pieces_of(a.precision);
+  if (pieces == 1) return use(Cut<1, 1>{});
+  if (a.dtype == DType::kBFloat16) return use(Cut<1, 2>{});
+  return pieces == 2 ? use(Cut<2, 2>{}) : use(Cut<3, 3>{});
+}
+
 // Numbers of tiles of a head: over the width as the inner dimension, and over the width as rows, two at a time.
 struct HeadTiles {
   int64_t inner, rows;
@@ -62,9 +81,10 @@ inline void load_step(const AttentionArgs& a, const AttentionOperand& x, int64_t
 }
 
 // The rows of one step to tile sets [half][chunk], the width inside.
+template <int P>
 inline void pack_step(const float* rows, int64_t padded_width, const HeadTiles& tiles, uint32_t* sets) {
   for (int64_t half = 0; half < 2; ++half)
-    pack_inner(rows + half * kTile * padded_width, padded_width, padded_width, sets + half * tiles.inner * kTileSet);
+    pack_inner<P>(rows + half * kTile * padded_width, padded_width, padded_width, sets + half * tiles.inner * kTileSet<P>);
 }
 
 inline void pack_step_positions(const KeyRange& keys, int32_t* position) {
@@ -84,18 +104,22 @@ inline void load_queries(const AttentionArgs& a, const AttentionOperand& x, int6
 
 // [32 rows][32 lanes] of one step = operand with rows (one set per 16 rows and chunk of the width) times queries (one per 16 lanes and
 // chunk): six calls of part<N>, to stand among other work, and `store`. Sets are [half][chunk].
+template <class C>
 struct WidthProduct {
   const uint32_t *rows, *lanes;
   int64_t chunks;
 
   template <int N>
   EMC_INLINE void part() const {
-    const int64_t half = chunks * kTileSet;
+    const uint32_t *second_rows = rows + chunks * C::kInputSet, *second_lanes = lanes + chunks * C::kMadeSet;
     if (N == 0) zero_tiles();
     if (chunks == 1) {
-      multiply_tiles<N>(rows, rows + half, lanes, lanes + half);
+      multiply_tiles<C::kInputs, C::kMade, N>(rows, second_rows, lanes, second_lanes);
     } else {
-      for (int64_t c = 0; c < half; c += kTileSet) multiply_tiles<N, true>(rows + c, rows + half + c, lanes + c, lanes + half + c);
+      for (int64_t c = 0; c < chunks; ++c) {
+        const int64_t r = c * C::kInputSet, l = c * C::kMadeSet;
+        multiply_tiles<C::kInputs, C::kMade, N, true>(rows + r, second_rows + r, lanes + l, second_lanes + l);
+      }
     }
   }
   EMC_INLINE void store(float* out) const { store_tiles(out, kLanes); }

@@ -7,12 +7,13 @@ namespace emc::EMC_ISA {
 namespace {
 
 constexpr int64_t kBlock = 2 * kTile;
-constexpr int64_t kPair = 2 * kTileSet;              // a block's two sets for a chunk of the inner dimension
 constexpr int64_t kChunks = kProductInner / kInner;  // chunks whose products are summed in tiles
 static_assert(kBlock == kProductRows && kBlock == kProductColumns);
 
 int64_t chunks_of(const ProductArgs& a) { return (a.inner + kInner - 1) / kInner; }
-int64_t packed_floats(const ProductArgs& a) { return product_column_tasks(a) * chunks_of(a) * kPair; }
+// A block's two sets for a chunk of the inner dimension.
+int64_t pair_of(const ProductArgs& a) { return 2 * pieces_of(a.precision) * kTileWords; }
+int64_t packed_floats(const ProductArgs& a) { return product_column_tasks(a) * chunks_of(a) * pair_of(a); }
 
 struct Memory {
   float* sums;          // [kProductDeepRows][padded columns]
@@ -22,12 +23,12 @@ struct Memory {
 
   static int64_t floats(const ProductArgs& a) {
     const int64_t blocks = product_column_tasks(a);
-    return (product_is_deep(a) ? kProductDeepRows : kBlock) * blocks * kBlock + kChunks * kPair + kBlock * (kProductInner + kBlock) +
-           (product_is_deep(a) ? blocks * kChunks * kPair : 0);
+    return (product_is_deep(a) ? kProductDeepRows : kBlock) * blocks * kBlock + kChunks * pair_of(a) + kBlock * (kProductInner + kBlock) +
+           (product_is_deep(a) ? blocks * kChunks * pair_of(a) : 0);
   }
   Memory(const ProductArgs& a, float* memory) {
     sums = memory, memory += (product_is_deep(a) ? kProductDeepRows : kBlock) * product_column_tasks(a) * kBlock;
-    sets_of_a = reinterpret_cast<uint32_t*>(memory), memory += kChunks * kPair;
+    sets_of_a = reinterpret_cast<uint32_t*>(memory), memory += kChunks * pair_of(a);
     rows = memory, memory += kBlock * kProductInner;
     product = memory, memory += kBlock * kBlock;
     sets_of_b = reinterpret_cast<uint32_t*>(memory);
@@ -36,22 +37,26 @@ struct Memory {
 int64_t workspace(const ProductArgs& a) { return Memory::floats(a); }
 
 // 32 columns of b, `count` chunks from `chunk` on, as sets [chunk][half].
+template <int P>
 inline void pack_columns(const ProductArgs& a, int64_t column, int64_t chunk, int64_t count, uint32_t* sets) {
-  for (int64_t c = chunk; c < chunk + count; ++c, sets += kPair) {
+  for (int64_t c = chunk; c < chunk + count; ++c, sets += 2 * kTileSet<P>) {
     alignas(64) float rows[kInner * kBlock];
     gather(a.b, c * kInner, column, kInner, kBlock, a.inner - c * kInner, a.columns - column, rows, kBlock);
-    pack_outer(rows, kBlock, kBlock, sets);
+    pack_outer<P>(rows, kBlock, kBlock, sets);
   }
 }
 
-void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
+template <int P>
+void pack_tasks(const ProductArgs& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task)
-    pack_columns(a, task * kBlock, 0, chunks_of(a), reinterpret_cast<uint32_t*>(a.packed) + task * chunks_of(a) * kPair);
+    pack_columns<P>(a, task * kBlock, 0, chunks_of(a), reinterpret_cast<uint32_t*>(a.packed) + task * chunks_of(a) * pair_of(a));
 }
 
 // sums [32][padded columns] of rows from `row` on, of `count` chunks from `chunk` on; b's sets of 32 columns lie `b_step` words apart.
+template <int P>
 inline void multiply(const ProductArgs& a, int64_t row, int64_t chunk, int64_t count, const uint32_t* b, int64_t b_step,
                      const Memory& memory, float* sums) {
+  constexpr int64_t kPair = 2 * kTileSet<P>;
   const int64_t stride = product_column_tasks(a) * kBlock, rows = least(kBlock, a.rows - row), inner = count * kInner, k = chunk * kInner;
   const bool in_place = a.a.column_stride == 1 && rows == kBlock && k + inner <= a.inner;
   const float* from = in_place ? a.a.data + row * a.a.row_stride + k : memory.rows;
@@ -59,13 +64,12 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t chunk, int64_t c
   if (!in_place) gather(a.a, row, k, kBlock, inner, rows, a.inner - k, memory.rows, inner);
   for (int64_t c = 0; c < count; ++c)
     for (int64_t half = 0; half < 2; ++half)
-      pack_inner(from + half * kTile * step + c * kInner, step, kInner, memory.sets_of_a + c * kPair + half * kTileSet);
+      pack_inner<P>(from + half * kTile * step + c * kInner, step, kInner, memory.sets_of_a + c * kPair + half * kTileSet<P>);
   for (int64_t column = 0; column < stride; column += kBlock, b += b_step) {
     zero_tiles();
-    for (int64_t c = 0; c < count * kPair; c += kPair) {  // all six products of a chunk while its pieces are near
-      const uint32_t *a0 = memory.sets_of_a + c, *a1 = a0 + kTileSet, *b0 = b + c, *b1 = b0 + kTileSet;
-      multiply_tiles<0>(a0, a1, b0, b1), multiply_tiles<1>(a0, a1, b0, b1), multiply_tiles<2>(a0, a1, b0, b1);
-      multiply_tiles<3>(a0, a1, b0, b1), multiply_tiles<4>(a0, a1, b0, b1), multiply_tiles<5>(a0, a1, b0, b1);
+    for (int64_t c = 0; c < count * kPair; c += kPair) {  // all products of a chunk while its pieces are near
+      const uint32_t *first = memory.sets_of_a + c, *second = b + c;
+      multiply_all_pieces<P, P>(first, first + kTileSet<P>, second, second + kTileSet<P>);
     }
     if (chunk == 0) {
       store_tiles(sums + column, stride);
@@ -80,8 +84,9 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t chunk, int64_t c
   }
 }
 
-void run(const ProductArgs& a, int64_t begin, int64_t end, float* floats) {
-  if (product_is_few(a)) return run_few(a, floats);
+template <int P>
+void run_tasks(const ProductArgs& a, int64_t begin, int64_t end, float* floats) {
+  constexpr int64_t kPair = 2 * kTileSet<P>;
   const TileRegisters registers;
   const Memory memory(a, floats);
   const bool deep = product_is_deep(a);
@@ -95,12 +100,23 @@ void run(const ProductArgs& a, int64_t begin, int64_t end, float* floats) {
       const uint32_t* b = deep ? memory.sets_of_b : reinterpret_cast<const uint32_t*>(a.packed) + chunk * kPair;
       if (deep)
         for (int64_t column = 0; column < stride; column += kBlock)
-          pack_columns(a, column, chunk, count, memory.sets_of_b + column / kBlock * kChunks * kPair);
+          pack_columns<P>(a, column, chunk, count, memory.sets_of_b + column / kBlock * kChunks * kPair);
       for (int64_t r = row; r < last; r += kBlock)
-        multiply(a, r, chunk, count, b, (deep ? kChunks : chunks) * kPair, memory, memory.sums + (r - row) * stride);
+        multiply<P>(a, r, chunk, count, b, (deep ? kChunks : chunks) * kPair, memory, memory.sums + (r - row) * stride);
     }
     finish_rows(a, row, last - row, memory.sums, stride);
   }
+}
+
+void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
+  const int pieces = pieces_of(a.precision);
+  (pieces == 3 ? pack_tasks<3> : pieces == 2 ? pack_tasks<2> : pack_tasks<1>)(a, begin, end);
+}
+
+void run(const ProductArgs& a, int64_t begin, int64_t end, float* floats) {
+  if (product_is_few(a)) return run_few(a, floats);
+  const int pieces = pieces_of(a.precision);
+  (pieces == 3 ? run_tasks<3> : pieces == 2 ? run_tasks<2> : run_tasks<1>)(a, begin, end, floats);
 }
 
 }  // namespace
