@@ -68,8 +68,8 @@ struct Queries {
   alignas(64) uint32_t grad_lanes[2 * kAttentionMaxWidth / kInner * kTileSet<P>];  // likewise, divided by the query's sum of exponentials
   alignas(64) uint32_t rows[kAttentionMaxWidth / kTile * kTileSet<P>];             // [tile of the width], the lanes inside
   alignas(64) uint32_t grad_rows[kAttentionMaxWidth / kTile * kTileSet<P>];        // likewise
-  F largest[2];                                                                 // score; +inf makes every exponential 0
-  F total[2];                                                                   // sum of exponentials; 1 where there is none
+  F largest[2];                                                                    // score; +inf makes every exponential 0
+  F total[2];                                                                      // sum of exponentials; 1 where there is none
 
   void pack(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const HeadTiles& tiles, int64_t padded_width) {
     alignas(64) float query[kLanes * kAttentionMaxWidth], grad[kLanes * kAttentionMaxWidth], top[kLanes], totals[kLanes];
@@ -105,7 +105,7 @@ EMC_INLINE void differentiate_values(float* exponentials, float* grads, const fl
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const int64_t i = (r + k * kTile) * kLanes + v * W;
-      const F e = exp_nonpositive(load(exponentials + i) - q.largest[v]);
+      const F e = exponential<P>(load(exponentials + i) - q.largest[v]);
       F grad = load(grads + i);
       if (factors != nullptr) grad *= load(factors + i), store(grads + i, grad);
       store(exponentials + i, e);

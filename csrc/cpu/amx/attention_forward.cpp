@@ -109,7 +109,7 @@ EMC_INLINE void exponentiate(const float* scores, int r, const F (&largest)[2], 
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
     const int64_t i = r * kLanes + v * W, k = i + kTile * kLanes;
-    F first = exp_nonpositive(load(scores + i) - largest[v]), second = exp_nonpositive(load(scores + k) - largest[v]);
+    F first = exponential<P>(load(scores + i) - largest[v]), second = exponential<P>(load(scores + k) - largest[v]);
     sum[0][v] += first, sum[1][v] += second;
     if (factors != nullptr) first *= load(factors + i), second *= load(factors + k);  // after the sum: the softmax is that of all keys
     store_pieces<P>(probabilities + v * kTileSet<P>, r, first, second);
@@ -122,11 +122,11 @@ template <class C>
 void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
   alignas(64) uint32_t queries[2 * kAttentionMaxWidth / kInner * C::kMadeSet];  // [half][chunk]
-  alignas(64) float sums[kAttentionMaxWidth * kLanes];                       // [d][lane]
-  alignas(64) float scores[2][kInner * kLanes];                              // [key][lane] of two steps
+  alignas(64) float sums[kAttentionMaxWidth * kLanes];                          // [d][lane]
+  alignas(64) float scores[2][kInner * kLanes];                                 // [key][lane] of two steps
   alignas(64) uint32_t probabilities[2][2 * C::kMadeSet];                       // [half] of two steps
-  alignas(64) float factors[kInner * kLanes];                                // [key][lane], dropout
-  alignas(64) float product[kLanes * kLanes];                                // of a step's probabilities and values
+  alignas(64) float factors[kInner * kLanes];                                   // [key][lane], dropout
+  alignas(64) float product[kLanes * kLanes];                                   // of a step's probabilities and values
   const int64_t padded_width = packed.padded_width, chunks = packed.tiles.inner, row_tiles = packed.tiles.rows;
 
   load_queries(a, a.query, b, h, t0, valid, a.scale, padded_width, rows);
@@ -150,7 +150,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   const auto follow = [&](int64_t step) __attribute__((always_inline)) {  // the scores of `step` are there
     hide_step(lanes, packed.positions + step * kInner, scores[step % 2]);
     follow_largest(scores[step % 2], next_largest);
-    for (int v = 0; v < 2; ++v) next_decay[v] = exp_nonpositive(largest[v] - next_largest[v]);
+    for (int v = 0; v < 2; ++v) next_decay[v] = exponential<C::kMade>(largest[v] - next_largest[v]);
   };
 
   if (begin < end) {

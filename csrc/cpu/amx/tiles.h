@@ -61,8 +61,8 @@ EMC_INLINE Pieces<P> split(F x) {
   }
   return cut;
 }
-// Rounding carries a NaN whose last bits are set into a number. Of three pieces the last, which is not rounded, is then the NaN that is left;
-// of fewer none might be, so what comes from memory is given a NaN that stays one. What tiles and vectors compute from those is safe.
+// Rounding carries a NaN whose last bits are set into a number. Of three pieces the last, which is not rounded, is then the NaN that is
+// left; of fewer none might be, so what comes from memory is given a NaN that stays one. What tiles and vectors compute from those is safe.
 template <int P>
 EMC_INLINE F safe(F x) {
   return P == 3 ? x : select((I)(x == x), x, splat(__builtin_nanf("")));
@@ -143,7 +143,8 @@ EMC_INLINE void load_square(const float* rows, int64_t stride, F (&square)[kTile
 template <int P>
 inline void pack_inner(const float* rows, int64_t stride, int64_t inner, uint32_t* sets) {
   for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet<P>)
-    for (int64_t i = 0; i < kTile; ++i) store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + d)), safe<P>(load(rows + i * stride + d + kTile)));
+    for (int64_t i = 0; i < kTile; ++i)
+      store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + d)), safe<P>(load(rows + i * stride + d + kTile)));
 }
 // 16 rows to sets whose columns they are, for the other side of a product with those of pack_inner.
 template <int P>
@@ -171,7 +172,8 @@ inline void pack_outer_transposed(const float* rows, int64_t stride, int64_t out
 template <int P>
 inline void pack_outer(const float* rows, int64_t stride, int64_t outer, uint32_t* sets) {
   for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet<P>)
-    for (int64_t i = 0; i < kTile; ++i) store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + n)), safe<P>(load(rows + (i + kTile) * stride + n)));
+    for (int64_t i = 0; i < kTile; ++i)
+      store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + n)), safe<P>(load(rows + (i + kTile) * stride + n)));
 }
 
 EMC_INLINE void zero_tiles() {
