@@ -13,12 +13,13 @@ struct Matrix {
 
 struct ProductArgs {
   int64_t rows = 0, inner = 0, columns = 0;
-  Precision precision = Precision::kHighest;  // decides how b is packed
   Matrix a, b;                  // (rows, inner), (inner, columns)
   const float* bias = nullptr;  // (columns,)
   const float* add = nullptr;   // (rows, columns), dense; may be `out`
   float* out = nullptr;         // (rows, columns), dense
   float* packed = nullptr;      // room for b, where product_is_packed
+
+  Precision precision = Precision::kHighest;  // how b is packed depends on it
 };
 
 // Rows of `out` that are computed together; one task of `run`.

@@ -1,4 +1,5 @@
-// State of the library: the instruction set, the precision of products, the poison switch, and the stamp that Python reads before it loads the file.
+// State of the library: the instruction set, the precision of products, the poison switch, and the stamp that Python reads before it loads
+// the file.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>

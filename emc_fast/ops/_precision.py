@@ -18,7 +18,7 @@ def set_float32_precision(precision: Precision) -> None:
     Args:
         precision: ``"highest"``: at float32's own accuracy, which is where every process starts unless the environment variable
             ``EMC_FAST_FLOAT32_PRECISION`` says otherwise. ``"high"``: operands are taken to 16 bits, an error of about 2^-17 of each.
-            ``"medium"``: they are rounded to bfloat16, 2^-9 of each. Sums, softmax, residual and LayerNorm stay in float32.
+            ``"medium"``: they are rounded to bfloat16, 2^-8 of each. Sums, softmax, residual and LayerNorm stay in float32.
 
     It changes something where there is hardware for it: on the CPU with matrix tiles (instruction set ``amx``). Everywhere else all three
     compute what ``"highest"`` does. The setting is the process's, taken by each call when it starts, and independent of

@@ -248,7 +248,7 @@ class SumProduct {
 // Queries t0 .. t0 + valid of one head: their grad_query, and their part of the sums for the keys. As in forward, the tile unit works on
 // one step while the vector units work on another.
 template <class C>
-void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+[[gnu::noinline]] void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   Queries<C::kMade> q;
   alignas(64) float sums[kAttentionMaxWidth * kLanes];  // [d][lane], of grad_query
   const int64_t padded_width = packed.padded_width, chunks = packed.tiles.inner;

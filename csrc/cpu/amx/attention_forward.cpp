@@ -119,7 +119,7 @@ EMC_INLINE void exponentiate(const float* scores, int r, const F (&largest)[2], 
 // Queries t0 .. t0 + valid of one head. The tile unit and the vector units work side by side: among the exponentials of one step stand the
 // products of the step after it with the queries, and of the step before it with the values.
 template <class C>
-void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+[[gnu::noinline]] void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
   alignas(64) uint32_t queries[2 * kAttentionMaxWidth / kInner * C::kMadeSet];  // [half][chunk]
   alignas(64) float sums[kAttentionMaxWidth * kLanes];                          // [d][lane]

@@ -4,7 +4,7 @@
 // three bfloat16, x = h + m + l, exactly (8 + 8 + 8 bits; each rounded to nearest, so that what is left has either sign). Of the nine
 // products of two such sums the six largest, hh, hm, mh, mm, hl, lh, leave an error of 2^-26 of a product, below float32's own rounding.
 // They are added smallest first: what the tile adds is rounded at the size that the sum has by then. An operand of two pieces is off by
-// 2^-17, of one by 2^-9; float16 is two pieces exactly, bfloat16 one. Products of pieces that are as small as what is cut off are left out.
+// 2^-17, of one by 2^-8; float16 is two pieces exactly, bfloat16 one. Products of pieces that are as small as what is cut off are left out.
 //
 // An operand of a product is stored as tiles of 1 KiB, ready to be loaded, its pieces of 16 rows and 32 elements of the inner dimension.
 // The unit takes the inner dimension in pairs; ours are (j, j + 16), which makes packing a shift and a blend of two vectors, and is free to
