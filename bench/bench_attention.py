@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from emc_fast.ops import attention
+from emc_fast.ops import attention, get_float32_precision, set_float32_precision
 from emc_fast.reporting import OURS
 from tests.ops import parity
 
@@ -61,6 +61,32 @@ def test_attention(race, size, direction) -> None:
     case = case_of(*size)
     case.compiled = ("eager",) if size[4] == "full" else ()
     race(case, direction)
+
+
+def test_attention_in_bfloat16(race, direction) -> None:
+    """At the lowest precision on both sides: bfloat16 tensors, and ours set to round what it makes on the way as PyTorch's kernel does."""
+    case = case_of(1, 750, 4, 32, "full")
+    case.inputs = {name: x.bfloat16() for name, x in case.inputs.items()}
+    case.size, case.alike = f"{case.size} bfloat16, medium", False  # each rounds otherwise
+    case.rivals = {"sdpa": case.rivals["sdpa"]}
+
+    def gate() -> None:
+        """No further from the truth than twice what PyTorch's kernel is."""
+        grads = [torch.linspace(-1, 1, case.inputs["query"].numel(), dtype=torch.float64).view_as(case.inputs["query"])]
+        wanted = case.differentiate if direction != "forward" else ()
+        truth = parity.run(sdpa, parity.cast(case.inputs, torch.float64), wanted, grads)
+        ours, rival = (parity.run(f, case.inputs, wanted, grads) for f in (case.function, sdpa))
+        for name, expected in truth.items():
+            error, allowed = ((found[name].double() - expected).norm() for found in (ours, rival))
+            assert error <= 2 * allowed, f"{name}: L2 error {error:.3g}, PyTorch's {allowed:.3g}"
+
+    case.gate = gate
+    before = get_float32_precision()
+    set_float32_precision("medium")
+    try:
+        race(case, direction)
+    finally:
+        set_float32_precision(before)
 
 
 def test_long_attention(race, frames, direction) -> None:

@@ -15,6 +15,10 @@ namespace emc {
 
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
+// How precisely float32 operands are multiplied where the processor offers a choice (docs/operators.md, "Lower precision"): as float32, at
+// 2^-16 of it, as bfloat16. Set for the process; a call takes it once, so that its threads and its passes agree.
+enum class Precision : int32_t { kHighest, kHigh, kMedium };
+
 // A tensor seen as rows along its last dimension, any strides (in elements, 0 for expanded dimensions). Borrows sizes and strides.
 struct Rows {
   void* data;

@@ -19,6 +19,7 @@ struct AttentionOperand {
 struct AttentionArgs {
   int64_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
   DType dtype = DType::kFloat32;
+  Precision precision = Precision::kHighest;
   AttentionOperand query, key, value;
   AttentionOperand out;                                         // forward only
   AttentionOperand grad_out, grad_query, grad_key, grad_value;  // backward only

@@ -19,6 +19,8 @@ struct ProductArgs {
   float* out = nullptr;                 // (rows, columns), dense
   float* packed = nullptr;              // room for b, where product_is_packed
   const ProductArgs* beside = nullptr;  // another product of this a, whose rows are computed in the same tasks
+
+  Precision precision = Precision::kHighest;  // how b is packed depends on it
 };
 
 // Rows of `out` that are computed together; one task of `run`.
@@ -43,7 +45,7 @@ inline bool product_is_packed(const ProductArgs& a) { return !product_is_deep(a)
 // Whether two products may be computed beside each other.
 inline bool products_share(const ProductArgs& a, const ProductArgs& b) {
   return a.a.data == b.a.data && a.a.row_stride == b.a.row_stride && a.a.column_stride == b.a.column_stride && a.rows == b.rows &&
-         a.inner == b.inner && !product_is_deep(a) && product_is_few(a) == product_is_few(b);
+         a.inner == b.inner && a.precision == b.precision && !product_is_deep(a) && product_is_few(a) == product_is_few(b);
 }
 
 inline int64_t product_task_rows(const ProductArgs& a) { return product_is_deep(a) ? kProductDeepRows : kProductRows; }

@@ -19,7 +19,7 @@ AttentionArgs arguments(const Tensor& query, const Tensor& key, const Tensor& va
                         int64_t stream) {
   AttentionArgs a;
   a.batch = query.size(0), a.queries = query.size(1), a.heads = query.size(2), a.width = query.size(3), a.keys = key.size(1);
-  a.dtype = dtype_of(query, "query");
+  a.dtype = dtype_of(query, "query"), a.precision = float32_precision();
   if (dtype_of(key, "key") != a.dtype || dtype_of(value, "value") != a.dtype)
     throw std::runtime_error("emc_fast: query, key and value must have one dtype");
   if (a.width > kAttentionMaxWidth) throw std::runtime_error("emc_fast: the head width exceeds 128");

@@ -91,6 +91,7 @@ struct BlockOperands {
   double dropout_p;
   Tensor seed;
   int64_t stream, batch = 0, queries = 0, keys = 0, width = 0;
+  Precision precision = float32_precision();  // of all products of the call
 
   explicit BlockOperands(StableIValue* stack, bool sublayer = false)
       : x(take_tensor(stack[0])),
@@ -149,7 +150,7 @@ struct BlockOperands {
   // y W^T + b
   ProductArgs project(const Matrix& y, int64_t count, const Tensor& w, const Tensor& b, float* out) const {
     ProductArgs p;
-    p.rows = count, p.inner = p.columns = width;
+    p.rows = count, p.inner = p.columns = width, p.precision = precision;
     p.a = y, p.b = transposed(of_weight(w)), p.out = out;
     p.bias = b ? b.data_as<const float>() : nullptr;
     return p;
@@ -157,14 +158,14 @@ struct BlockOperands {
   // grad W (+ add)
   ProductArgs project_back(const float* grad, int64_t count, const Tensor& w, const float* add, float* out) const {
     ProductArgs p;
-    p.rows = count, p.inner = p.columns = width;
+    p.rows = count, p.inner = p.columns = width, p.precision = precision;
     p.a = Matrix{grad, width, 1}, p.b = of_weight(w), p.add = add, p.out = out;
     return p;
   }
   // grad^T y
   ProductArgs of_weights(const float* grad, const Matrix& y, int64_t count, float* out) const {
     ProductArgs p;
-    p.rows = p.columns = width, p.inner = count;
+    p.rows = p.columns = width, p.inner = count, p.precision = precision;
     p.a = Matrix{grad, 1, width}, p.b = y, p.out = out;
     return p;
   }
@@ -196,7 +197,7 @@ struct BlockOperands {
   }
   AttentionArgs attention(const float* q, const float* k, const float* v, const KeyLists& lists, float* statistics) const {
     AttentionArgs a;
-    a.batch = batch, a.queries = queries, a.keys = keys, a.heads = heads, a.width = width / heads;
+    a.batch = batch, a.queries = queries, a.keys = keys, a.heads = heads, a.width = width / heads, a.precision = precision;
     check_length(a);
     a.query = heads_of(q, queries), a.key = heads_of(k, keys), a.value = heads_of(v, keys);
     a.statistics = statistics;

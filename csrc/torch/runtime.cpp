@@ -1,4 +1,5 @@
-// State of the library: the instruction set, the poison switch, and the stamp that Python reads before it loads the file.
+// State of the library: the instruction set, the precision of products, the poison switch, and the stamp that Python reads before it loads
+// the file.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -66,11 +67,14 @@ std::optional<Isa> parse(const char* name) {
 }
 
 std::atomic<Isa> chosen{parse(std::getenv("EMC_FAST_ISA")).value_or(best())};
+const char* const kPrecisions[] = {"highest", "high", "medium"};
+std::atomic<Precision> precision{Precision::kHighest};
 std::atomic<bool> poison{std::getenv("EMC_FAST_POISON") != nullptr};
 
 }  // namespace
 
 Isa isa() { return chosen.load(std::memory_order_relaxed); }
+Precision float32_precision() { return precision.load(std::memory_order_relaxed); }
 bool poison_memory() { return poison.load(std::memory_order_relaxed); }
 
 }  // namespace emc
@@ -88,6 +92,16 @@ EMC_EXPORT int emc_fast_set_isa(const char* name) {
   const auto level = emc::parse(name);
   if (level) emc::chosen = *level;
   return level ? 0 : 1;
+}
+EMC_EXPORT const char* emc_fast_float32_precision() { return emc::kPrecisions[static_cast<int>(emc::float32_precision())]; }
+// Calls that start from now on multiply float32 so; 0, or 1 for a name that there is not.
+EMC_EXPORT int emc_fast_set_float32_precision(const char* name) {
+  for (emc::Precision level : {emc::Precision::kHighest, emc::Precision::kHigh, emc::Precision::kMedium})
+    if (std::strcmp(name, emc::kPrecisions[static_cast<int>(level)]) == 0) {
+      emc::precision = level;
+      return 0;
+    }
+  return 1;
 }
 // Why the CUDA kernels of this build cannot run in this process, or the empty string. Asks the driver.
 EMC_EXPORT const char* emc_fast_cuda_problem() {

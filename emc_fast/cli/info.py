@@ -46,6 +46,7 @@ def collect() -> dict[str, Any]:
             "usable": not library.problem,
             "problem": library.problem,
             "instruction set in use": library.isa,
+            "float32 precision": library.float32_precision,
             "instruction sets built": library.stamp.get("isas", ""),
             "compiler": library.stamp.get("compiler", ""),
             "CUDA": library.stamp.get("cuda", ""),

@@ -6,6 +6,7 @@ the functions; a module of the same name is reached by ``from emc_fast.ops.<modu
 
 from ._backend import backend_report, use_backend
 from ._library import native
+from ._precision import get_float32_precision, set_float32_precision, set_from_environment
 from .attention import attention
 from .attention_block import AttentionBlockWeights, attention_block
 from .attention_sublayer import attention_sublayer
@@ -18,6 +19,7 @@ from .philox import draw_seed, dropout, philox_normal, philox_uniform
 from .reparameterize import reparameterize
 
 native()  # the raw operators have their kernels from here on, for exported programs too; a library that fails is explained on use
+set_from_environment()
 
 __all__ = [
     "AttentionBlockWeights",
@@ -31,9 +33,11 @@ __all__ = [
     "dtw",
     "fusion_kl",
     "fusion_kl_categorical",
+    "get_float32_precision",
     "lagged_correlation",
     "philox_normal",
     "philox_uniform",
     "reparameterize",
+    "set_float32_precision",
     "use_backend",
 ]

@@ -177,6 +177,16 @@ class NativeLibrary:
         """The instruction set whose kernels run, or ``""`` without the library."""
         return self.handle.emc_fast_isa().decode() if self.handle is not None else ""
 
+    def set_float32_precision(self, name: str) -> None:
+        """Multiply float32 by ``"highest"``, ``"high"`` or ``"medium"`` from now on; without the library there is nothing to set."""
+        if self.handle is not None and self.handle.emc_fast_set_float32_precision(name.encode()):
+            raise AssertionError(f"the library knows no precision {name!r}")
+
+    @property
+    def float32_precision(self) -> str:
+        """How precisely float32 is multiplied; ``"highest"`` without the library."""
+        return self.handle.emc_fast_float32_precision().decode() if self.handle is not None else "highest"
+
     @functools.cached_property
     def cuda_problem(self) -> str:
         """Why the CUDA kernels in the library cannot run on the devices that torch sees, or ``""``; asks the driver once."""
@@ -208,7 +218,8 @@ def native() -> NativeLibrary:
         try:
             handle = ctypes.CDLL(str(path))  # before torch does, whose own error leaves out the loader's reason
             torch.ops.load_library(str(path))
-            handle.emc_fast_isa.restype = handle.emc_fast_cuda_problem.restype = ctypes.c_char_p
+            for function in (handle.emc_fast_isa, handle.emc_fast_cuda_problem, handle.emc_fast_float32_precision):
+                function.restype = ctypes.c_char_p
             wanted, taken = os.environ.get("EMC_FAST_ISA"), handle.emc_fast_isa().decode()
             if wanted and wanted != taken:
                 logger.warning("EMC_FAST_ISA=%s cannot be used by this build on this machine: %s is taken", wanted, taken)

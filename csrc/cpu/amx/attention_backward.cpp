@@ -25,10 +25,13 @@ struct Packed {
 
 int64_t workspace_floats(const AttentionArgs& a) {
   const HeadTiles tiles(a.width);
-  const int64_t a_step = (4 * tiles.inner + tiles.rows) * kTileSet + 2 * kInner * tiles.inner * kInner + 3 * kStep + kInner;
-  return greatest(v4::attention_backward_kernels.workspace(a), divide_up(a.keys, kInner) * a_step);
+  return with_cut(a, [&](auto cut) {
+    const int64_t a_step = (4 * tiles.inner + tiles.rows) * cut.kInputSet + 2 * kInner * tiles.inner * kInner + 3 * kStep + kInner;
+    return greatest(v4::attention_backward_kernels.workspace(a), divide_up(a.keys, kInner) * a_step);
+  });
 }
 
+template <class C>
 Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, float* workspace) {
   const HeadTiles tiles(a.width);
   const int64_t steps = divide_up(keys.count, kInner), padded_width = tiles.inner * kInner;
@@ -37,7 +40,7 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
     workspace += steps * floats_of_a_step;
     return taken;
   };
-  const auto take_sets = [&](int64_t sets) { return reinterpret_cast<uint32_t*>(take(sets * kTileSet)); };
+  const auto take_sets = [&](int64_t sets) { return reinterpret_cast<uint32_t*>(take(sets * C::kInputSet)); };
   Packed p{keys, tiles, steps, padded_width, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   p.key_sets = take_sets(2 * tiles.inner), p.value_sets = take_sets(2 * tiles.inner), p.key_columns = take_sets(tiles.rows);
   p.key_sums = take(kInner * padded_width), p.value_sums = take(kInner * padded_width);
@@ -48,10 +51,10 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
   for (int64_t step = 0; step < steps; ++step) {
     load_step(a, a.key, b, h, keys, step, padded_width, rows);
-    pack_step(rows, padded_width, tiles, p.key_sets + step * 2 * tiles.inner * kTileSet);
-    pack_outer_transposed(rows, padded_width, tiles.rows * kTile, p.key_columns + step * tiles.rows * kTileSet);
+    pack_step<C::kInputs>(rows, padded_width, tiles, p.key_sets + step * 2 * tiles.inner * C::kInputSet);
+    pack_outer_transposed<C::kInputs>(rows, padded_width, tiles.rows * kTile, p.key_columns + step * tiles.rows * C::kInputSet);
     load_step(a, a.value, b, h, keys, step, padded_width, rows);
-    pack_step(rows, padded_width, tiles, p.value_sets + step * 2 * tiles.inner * kTileSet);
+    pack_step<C::kInputs>(rows, padded_width, tiles, p.value_sets + step * 2 * tiles.inner * C::kInputSet);
   }
   pack_step_positions(keys, p.positions);
   for (int64_t i = 0; i < steps * kInner * padded_width; i += W) store(p.key_sums + i, F{}), store(p.value_sums + i, F{});
@@ -59,13 +62,14 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
 }
 
 // One group of queries and the gradients of their outputs, packed both ways round.
+template <int P>
 struct Queries {
-  alignas(64) uint32_t lanes[2 * kAttentionMaxWidth / kInner * kTileSet];       // [half][chunk], the width inside; times scale
-  alignas(64) uint32_t grad_lanes[2 * kAttentionMaxWidth / kInner * kTileSet];  // likewise, divided by the query's sum of exponentials
-  alignas(64) uint32_t rows[kAttentionMaxWidth / kTile * kTileSet];             // [tile of the width], the lanes inside
-  alignas(64) uint32_t grad_rows[kAttentionMaxWidth / kTile * kTileSet];        // likewise
-  F largest[2];                                                                 // score; +inf makes every exponential 0
-  F total[2];                                                                   // sum of exponentials; 1 where there is none
+  alignas(64) uint32_t lanes[2 * kAttentionMaxWidth / kInner * kTileSet<P>];       // [half][chunk], the width inside; times scale
+  alignas(64) uint32_t grad_lanes[2 * kAttentionMaxWidth / kInner * kTileSet<P>];  // likewise, divided by the query's sum of exponentials
+  alignas(64) uint32_t rows[kAttentionMaxWidth / kTile * kTileSet<P>];             // [tile of the width], the lanes inside
+  alignas(64) uint32_t grad_rows[kAttentionMaxWidth / kTile * kTileSet<P>];        // likewise
+  F largest[2];                                                                    // score; +inf makes every exponential 0
+  F total[2];                                                                      // sum of exponentials; 1 where there is none
 
   void pack(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const HeadTiles& tiles, int64_t padded_width) {
     alignas(64) float query[kLanes * kAttentionMaxWidth], grad[kLanes * kAttentionMaxWidth], top[kLanes], totals[kLanes];
@@ -84,23 +88,24 @@ struct Queries {
     }
     for (int v = 0; v < 2; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
     for (int64_t half = 0; half < 2; ++half) {
-      const int64_t row = half * kTile * padded_width, set = half * tiles.inner * kTileSet;
-      pack_inner_transposed(query + row, padded_width, padded_width, lanes + set);
-      pack_inner_transposed(grad + row, padded_width, padded_width, grad_lanes + set);
+      const int64_t row = half * kTile * padded_width, set = half * tiles.inner * kTileSet<P>;
+      pack_inner_transposed<P>(query + row, padded_width, padded_width, lanes + set);
+      pack_inner_transposed<P>(grad + row, padded_width, padded_width, grad_lanes + set);
     }
-    pack_outer(query, padded_width, tiles.rows * kTile, rows);
-    pack_outer(grad, padded_width, tiles.rows * kTile, grad_rows);
+    pack_outer<P>(query, padded_width, tiles.rows * kTile, rows);
+    pack_outer<P>(grad, padded_width, tiles.rows * kTile, grad_rows);
   }
 };
 
 // Of rows r and r + 16 of a step: exponentials from scores, and the sum of their products with the gradients of the probabilities.
-EMC_INLINE void differentiate_values(float* exponentials, float* grads, const float* factors, int r, const Queries& q, F (&sum)[2][2]) {
+template <int P>
+EMC_INLINE void differentiate_values(float* exponentials, float* grads, const float* factors, int r, const Queries<P>& q, F (&sum)[2][2]) {
 #pragma GCC unroll 2
   for (int k = 0; k < 2; ++k)
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       const int64_t i = (r + k * kTile) * kLanes + v * W;
-      const F e = exp_nonpositive(load(exponentials + i) - q.largest[v]);
+      const F e = exponential<P>(load(exponentials + i) - q.largest[v]);
       F grad = load(grads + i);
       if (factors != nullptr) grad *= load(factors + i), store(grads + i, grad);
       store(exponentials + i, e);
@@ -125,10 +130,10 @@ EMC_INLINE void accumulate(const float* product, float* sums, int64_t stride, in
 // become gradients of the scores. kQuery: grad_query^T += key^T grads.
 enum class Sum { kValue, kKey, kQuery };
 
-template <Sum S>
+template <class C, Sum S>
 class SumProduct {
  public:
-  SumProduct(const Packed& packed, const Queries& q, const F (&mean)[2], float* query_sums)
+  SumProduct(const Packed& packed, const Queries<C::kMade>& q, const F (&mean)[2], float* query_sums)
       : packed_(packed), q_(q), mean_{mean[0], mean[1]}, query_sums_(query_sums), last_(divide_up(packed.tiles.rows, 2) - 1) {}
 
   // The tile unit works on one step while the vector units pack the next.
@@ -162,11 +167,13 @@ class SumProduct {
   }
 
  private:
+  static constexpr int kMade = C::kMade;
+
   // Rows r and r + 16 of a step's probabilities or gradients.
   EMC_INLINE void pack(int64_t step, int r) {
     const float* exponentials = packed_.exponentials + step * kStep;
     float* grads = packed_.grads + step * kStep;
-    Pieces pieces[2][2];
+    Pieces<kMade> pieces[2][2];
 #pragma GCC unroll 2
     for (int k = 0; k < 2; ++k)
 #pragma GCC unroll 2
@@ -182,15 +189,15 @@ class SumProduct {
         } else {
           x = load(grads + i);
         }
-        pieces[k][v] = split(x);
+        pieces[k][v] = split<kMade>(x);
       }
     uint32_t* to = weights_[step % 2];
 #pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       if constexpr (S == Sum::kQuery) {
-        store_pieces(to + n * kTileSet, r, pieces[0][n], pieces[1][n]);
+        store_pieces<kMade>(to + n * C::kMadeSet, r, pieces[0][n], pieces[1][n]);
       } else {
-        store_pieces(to + n * kTileSet, r, pieces[n][0], pieces[n][1]);
+        store_pieces<kMade>(to + n * C::kMadeSet, r, pieces[n][0], pieces[n][1]);
       }
     }
   }
@@ -198,15 +205,15 @@ class SumProduct {
   // Of one pair of tiles of the width.
   template <int N>
   EMC_INLINE void part(int64_t step, int64_t pair) const {
-    const int64_t at = 2 * pair * kTileSet, other = packed_.tiles.rows == 1 ? 0 : kTileSet;  // of a head of one tile the second is not used
+    const int64_t other = packed_.tiles.rows == 1 ? 0 : 1;  // of a head of one tile the second is not used
     const uint32_t* w = weights_[step % 2];
     if (N == 0) zero_tiles();
     if constexpr (S == Sum::kQuery) {
-      const uint32_t* columns = packed_.key_columns + step * packed_.tiles.rows * kTileSet + at;
-      multiply_tiles<N>(columns, columns + other, w, w + kTileSet);
+      const uint32_t* columns = packed_.key_columns + (step * packed_.tiles.rows + 2 * pair) * C::kInputSet;
+      multiply_tiles<C::kInputs, kMade, N>(columns, columns + other * C::kInputSet, w, w + C::kMadeSet);
     } else {
-      const uint32_t* rows = (S == Sum::kValue ? q_.grad_rows : q_.rows) + at;
-      multiply_tiles<N>(w, w + kTileSet, rows, rows + other);
+      const uint32_t* rows = (S == Sum::kValue ? q_.grad_rows : q_.rows) + 2 * pair * C::kMadeSet;
+      multiply_tiles<kMade, kMade, N>(w, w + C::kMadeSet, rows, rows + other * C::kMadeSet);
     }
   }
 
@@ -230,18 +237,19 @@ class SumProduct {
   }
 
   const Packed& packed_;
-  const Queries& q_;
+  const Queries<kMade>& q_;
   const F mean_[2];    // of probability times gradient
   float* query_sums_;  // [d][lane]
   const int64_t last_;
-  alignas(64) uint32_t weights_[2][2 * kTileSet];  // of two steps: [half of the keys], the lanes inside; for kQuery the other way round
+  alignas(64) uint32_t weights_[2][2 * C::kMadeSet];  // of two steps: [half of the keys], the lanes inside; for kQuery the other way round
   alignas(64) float product_[kLanes * kLanes];
 };
 
 // Queries t0 .. t0 + valid of one head: their grad_query, and their part of the sums for the keys. As in forward, the tile unit works on
 // one step while the vector units work on another.
-void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
-  Queries q;
+template <class C>
+[[gnu::noinline]] void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+  Queries<C::kMade> q;
   alignas(64) float sums[kAttentionMaxWidth * kLanes];  // [d][lane], of grad_query
   const int64_t padded_width = packed.padded_width, chunks = packed.tiles.inner;
   q.pack(a, b, h, t0, valid, packed.tiles, padded_width);
@@ -255,10 +263,10 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
 
   F mean[2] = {};
   const auto scores_of = [&](int64_t step) __attribute__((always_inline)) {
-    return WidthProduct{packed.key_sets + step * 2 * chunks * kTileSet, q.lanes, chunks};
+    return WidthProduct<C>{packed.key_sets + step * 2 * chunks * C::kInputSet, q.lanes, chunks};
   };
   const auto grads_of = [&](int64_t step) __attribute__((always_inline)) {
-    return WidthProduct{packed.value_sets + step * 2 * chunks * kTileSet, q.grad_lanes, chunks};
+    return WidthProduct<C>{packed.value_sets + step * 2 * chunks * C::kInputSet, q.grad_lanes, chunks};
   };
   if (begin < end) {
     scores_of(begin).run(packed.exponentials + begin * kStep);
@@ -268,33 +276,33 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
     const bool after = step + 1 < end;
     float *exponentials = packed.exponentials + step * kStep, *grads = packed.grads + step * kStep;
     const float* factors = packed.factors == nullptr ? nullptr : packed.factors + step * kStep;
-    const WidthProduct scores = scores_of(step + 1), next = grads_of(step + 1);
+    const WidthProduct<C> scores = scores_of(step + 1), next = grads_of(step + 1);
     F sum[2][2] = {};
     const auto row = [&](int r) __attribute__((always_inline)) { differentiate_values(exponentials, grads, factors, r, q, sum); };
     hide_step(lanes, packed.positions + step * kInner, exponentials);
-    if (after) scores.part<0>();
+    if (after) scores.template part<0>();
     row(0);
-    if (after) scores.part<1>();
+    if (after) scores.template part<1>();
     row(1);
-    if (after) scores.part<2>();
+    if (after) scores.template part<2>();
     row(2);
-    if (after) scores.part<3>();
+    if (after) scores.template part<3>();
     row(3);
-    if (after) scores.part<4>();
+    if (after) scores.template part<4>();
     row(4);
-    if (after) scores.part<5>();
+    if (after) scores.template part<5>();
     row(5);
-    if (after) scores.store(exponentials + kStep), next.part<0>();
+    if (after) scores.store(exponentials + kStep), next.template part<0>();
     row(6);
-    if (after) next.part<1>();
+    if (after) next.template part<1>();
     row(7);
-    if (after) next.part<2>();
+    if (after) next.template part<2>();
     row(8);
-    if (after) next.part<3>();
+    if (after) next.template part<3>();
     row(9);
-    if (after) next.part<4>();
+    if (after) next.template part<4>();
     row(10);
-    if (after) next.part<5>();
+    if (after) next.template part<5>();
     row(11);
     if (after) next.store(grads + kStep);
     row(12), row(13), row(14), row(15);
@@ -302,9 +310,9 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
   }
   for (int v = 0; v < 2; ++v) mean[v] /= q.total[v];
 
-  SumProduct<Sum::kValue>(packed, q, mean, sums).run(begin, end);
-  SumProduct<Sum::kKey>(packed, q, mean, sums).run(begin, end);
-  SumProduct<Sum::kQuery>(packed, q, mean, sums).run(begin, end);
+  SumProduct<C, Sum::kValue>(packed, q, mean, sums).run(begin, end);
+  SumProduct<C, Sum::kKey>(packed, q, mean, sums).run(begin, end);
+  SumProduct<C, Sum::kQuery>(packed, q, mean, sums).run(begin, end);
 
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
   transpose_lanes(sums, packed.tiles.rows, padded_width, rows);
@@ -321,9 +329,12 @@ void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const KeyRange keys = keys_of(a, b, begin, end);
   if (!is_for_tiles(a, keys)) return v4::attention_backward_kernels.run(a, task, workspace);
   const TileRegisters registers;
-  const Packed packed = pack(a, b, h, keys, workspace);
-  for (int64_t t = begin; t < end; t += kLanes) differentiate(a, b, h, t, least(kLanes, end - t), packed);
-  store_key_gradients(a, chunk, b, h, keys, packed.key_sums, packed.value_sums, packed.padded_width);
+  with_cut(a, [&](auto cut) {
+    using C = decltype(cut);
+    const Packed packed = pack<C>(a, b, h, keys, workspace);
+    for (int64_t t = begin; t < end; t += kLanes) differentiate<C>(a, b, h, t, least(kLanes, end - t), packed);
+    store_key_gradients(a, chunk, b, h, keys, packed.key_sums, packed.value_sums, packed.padded_width);
+  });
 }
 
 void reduce(const AttentionArgs& a, int64_t head) { v4::attention_backward_kernels.reduce(a, head); }

@@ -1,5 +1,5 @@
 // Forward pass of fused attention on matrix tiles; see ../attention_forward.cpp, whose scheme this is: scores transposed, queries in the
-// lanes, an online softmax by blocks of keys. Both products run on tiles at float32 accuracy (tiles.h); what is left for the vectors is the
+// lanes, an online softmax by blocks of keys. Both products run on tiles (tiles.h); what is left for the vectors is the
 // exponential and the packing of the probabilities.
 #include "attention_pack.h"
 
@@ -22,22 +22,25 @@ struct Packed {
 int64_t workspace_floats(const AttentionArgs& a) {
   const HeadTiles tiles(a.width);
   const int64_t steps = divide_up(a.keys, kInner);
-  return greatest(v4::attention_forward_kernels.workspace(a), steps * ((2 * tiles.inner + tiles.rows) * kTileSet + kInner));
+  return with_cut(a, [&](auto cut) {
+    return greatest(v4::attention_forward_kernels.workspace(a), steps * ((2 * tiles.inner + tiles.rows) * cut.kInputSet + kInner));
+  });
 }
 
+template <class C>
 Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, float* workspace) {
   const HeadTiles tiles(a.width);
   const int64_t steps = divide_up(keys.count, kInner), padded_width = tiles.inner * kInner;
   uint32_t* key_sets = reinterpret_cast<uint32_t*>(workspace);
-  uint32_t* value_sets = key_sets + steps * 2 * tiles.inner * kTileSet;
+  uint32_t* value_sets = key_sets + steps * 2 * tiles.inner * C::kInputSet;
   const Packed packed{keys,     tiles,      padded_width,
-                      key_sets, value_sets, reinterpret_cast<int32_t*>(value_sets + steps * tiles.rows * kTileSet)};
+                      key_sets, value_sets, reinterpret_cast<int32_t*>(value_sets + steps * tiles.rows * C::kInputSet)};
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
   for (int64_t step = 0; step < steps; ++step) {
     load_step(a, a.key, b, h, keys, step, padded_width, rows);
-    pack_step(rows, padded_width, tiles, key_sets + step * 2 * tiles.inner * kTileSet);
+    pack_step<C::kInputs>(rows, padded_width, tiles, key_sets + step * 2 * tiles.inner * C::kInputSet);
     load_step(a, a.value, b, h, keys, step, padded_width, rows);
-    pack_outer_transposed(rows, padded_width, tiles.rows * kTile, value_sets + step * tiles.rows * kTileSet);
+    pack_outer_transposed<C::kInputs>(rows, padded_width, tiles.rows * kTile, value_sets + step * tiles.rows * C::kInputSet);
   }
   pack_step_positions(keys, packed.positions);
   return packed;
@@ -46,6 +49,7 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
 // sums[d][lane] = sums * decay + values (one set per row tile) times probabilities (one set per 16 lanes) of one step: six calls of
 // part<N>, `store`, and some hundred instructions later, when what tiles have stored can be read without waiting, `add`. A head of more
 // than 32 is done two row tiles a call.
+template <class C>
 struct ValueProduct {
   const uint32_t *values, *probabilities;
   int64_t row_tiles;
@@ -60,8 +64,8 @@ struct ValueProduct {
     } else if constexpr (2 * N * kTile < kAttentionMaxWidth) {
       if (2 * N >= row_tiles) return;
       zero_tiles();
-      const uint32_t* v = values + 2 * N * kTileSet;
-      multiply<0>(v), multiply<1>(v), multiply<2>(v), multiply<3>(v), multiply<4>(v), multiply<5>(v);
+      const uint32_t* v = values + 2 * N * C::kInputSet;
+      multiply_all_pieces<C::kInputs, C::kMade>(v, v + C::kInputSet, probabilities, probabilities + C::kMadeSet);
       store_tiles(product, kLanes);
       accumulate(sums + 2 * N * kTile * kLanes, kLanes);
     }
@@ -77,7 +81,7 @@ struct ValueProduct {
  private:
   template <int N>
   EMC_INLINE void multiply(const uint32_t* v) const {  // of a head of one tile, the second block of rows is not used
-    multiply_tiles<N>(v, row_tiles == 1 ? v : v + kTileSet, probabilities, probabilities + kTileSet);
+    multiply_tiles<C::kInputs, C::kMade, N>(v, row_tiles == 1 ? v : v + C::kInputSet, probabilities, probabilities + C::kMadeSet);
   }
   EMC_INLINE void accumulate(float* to, int64_t rows) const {
 #pragma GCC unroll 4
@@ -99,33 +103,35 @@ EMC_INLINE void follow_largest(const float* scores, F (&largest)[2]) {
 }
 
 // Row r of the exponentials of a step and the one 16 further on, packed; `sum` follows.
+template <int P>
 EMC_INLINE void exponentiate(const float* scores, int r, const F (&largest)[2], const float* factors, uint32_t* probabilities,
                              F (&sum)[2][2]) {
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
     const int64_t i = r * kLanes + v * W, k = i + kTile * kLanes;
-    F first = exp_nonpositive(load(scores + i) - largest[v]), second = exp_nonpositive(load(scores + k) - largest[v]);
+    F first = exponential<P>(load(scores + i) - largest[v]), second = exponential<P>(load(scores + k) - largest[v]);
     sum[0][v] += first, sum[1][v] += second;
     if (factors != nullptr) first *= load(factors + i), second *= load(factors + k);  // after the sum: the softmax is that of all keys
-    store_pieces(probabilities + v * kTileSet, r, first, second);
+    store_pieces<P>(probabilities + v * kTileSet<P>, r, first, second);
   }
 }
 
 // Queries t0 .. t0 + valid of one head. The tile unit and the vector units work side by side: among the exponentials of one step stand the
 // products of the step after it with the queries, and of the step before it with the values.
-void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
+template <class C>
+[[gnu::noinline]] void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
-  alignas(64) uint32_t queries[2 * kAttentionMaxWidth / kInner * kTileSet];  // [half][chunk]
-  alignas(64) float sums[kAttentionMaxWidth * kLanes];                       // [d][lane]
-  alignas(64) float scores[2][kInner * kLanes];                              // [key][lane] of two steps
-  alignas(64) uint32_t probabilities[2][2 * kTileSet];                       // [half] of two steps
-  alignas(64) float factors[kInner * kLanes];                                // [key][lane], dropout
-  alignas(64) float product[kLanes * kLanes];                                // of a step's probabilities and values
+  alignas(64) uint32_t queries[2 * kAttentionMaxWidth / kInner * C::kMadeSet];  // [half][chunk]
+  alignas(64) float sums[kAttentionMaxWidth * kLanes];                          // [d][lane]
+  alignas(64) float scores[2][kInner * kLanes];                                 // [key][lane] of two steps
+  alignas(64) uint32_t probabilities[2][2 * C::kMadeSet];                       // [half] of two steps
+  alignas(64) float factors[kInner * kLanes];                                   // [key][lane], dropout
+  alignas(64) float product[kLanes * kLanes];                                   // of a step's probabilities and values
   const int64_t padded_width = packed.padded_width, chunks = packed.tiles.inner, row_tiles = packed.tiles.rows;
 
   load_queries(a, a.query, b, h, t0, valid, a.scale, padded_width, rows);
   for (int64_t half = 0; half < 2; ++half)
-    pack_inner_transposed(rows + half * kTile * padded_width, padded_width, padded_width, queries + half * chunks * kTileSet);
+    pack_inner_transposed<C::kMade>(rows + half * kTile * padded_width, padded_width, padded_width, queries + half * chunks * C::kMadeSet);
   for (int64_t i = 0; i < row_tiles * kTile * kLanes; i += W) store(sums + i, F{});
 
   const Lanes<2> lanes(a, t0, valid);
@@ -136,15 +142,15 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   F decay[3][2] = {};  // what the largest of this step, of the one before and of the one before that made of the sums
   F next_largest[2] = {largest[0], largest[1]}, next_decay[2] = {};
   const auto scores_of = [&](int64_t step) __attribute__((always_inline)) {
-    return WidthProduct{packed.key_sets + step * 2 * chunks * kTileSet, queries, chunks};
+    return WidthProduct<C>{packed.key_sets + step * 2 * chunks * C::kInputSet, queries, chunks};
   };
   const auto values_of = [&](int64_t step, const F(&factor)[2]) __attribute__((always_inline)) {
-    return ValueProduct{packed.value_sets + step * row_tiles * kTileSet, probabilities[step % 2], row_tiles, factor, sums, product};
+    return ValueProduct<C>{packed.value_sets + step * row_tiles * C::kInputSet, probabilities[step % 2], row_tiles, factor, sums, product};
   };
   const auto follow = [&](int64_t step) __attribute__((always_inline)) {  // the scores of `step` are there
     hide_step(lanes, packed.positions + step * kInner, scores[step % 2]);
     follow_largest(scores[step % 2], next_largest);
-    for (int v = 0; v < 2; ++v) next_decay[v] = exp_nonpositive(largest[v] - next_largest[v]);
+    for (int v = 0; v < 2; ++v) next_decay[v] = exponential<C::kMade>(largest[v] - next_largest[v]);
   };
 
   if (begin < end) {
@@ -158,14 +164,14 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
     if (dropout.active()) dropout.fill(packed.positions + step * kInner, kInner, factors);
     F sum[2][2] = {};
     const auto row = [&](int r) __attribute__((always_inline)) {
-      exponentiate(scores[step % 2], r, largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
+      exponentiate<C::kMade>(scores[step % 2], r, largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
     };
     const auto values = values_of(step - 1, decay[1]);
     const auto next = scores_of(step + 1);
 #define EMC_VALUES(n) \
-  if (before) values.part<n>()
+  if (before) values.template part<n>()
 #define EMC_NEXT(n) \
-  if (after) next.part<n>()
+  if (after) next.template part<n>()
     EMC_NEXT(0);
     row(0);
     EMC_NEXT(1);
@@ -214,8 +220,11 @@ void run(const AttentionArgs& a, int64_t task, float* workspace) {
   const KeyRange keys = keys_of(a, b, begin, end);
   if (!is_for_tiles(a, keys)) return v4::attention_forward_kernels.run(a, task, workspace);
   const TileRegisters registers;
-  const Packed packed = pack(a, b, h, keys, workspace);
-  for (int64_t t = begin; t < end; t += kLanes) attend(a, b, h, t, least(kLanes, end - t), packed);
+  with_cut(a, [&](auto cut) {
+    using C = decltype(cut);
+    const Packed packed = pack<C>(a, b, h, keys, workspace);
+    for (int64_t t = begin; t < end; t += kLanes) attend<C>(a, b, h, t, least(kLanes, end - t), packed);
+  });
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
-// Matrix tiles (AMX) for float32 operands at float32 accuracy.
+// Matrix tiles (AMX) for float32 operands, at float32 accuracy or at less where less is asked for.
 //
 // The tile unit multiplies bfloat16 and adds in float32: sixteen times the products a cycle of the vector units. A float32 is the sum of
 // three bfloat16, x = h + m + l, exactly (8 + 8 + 8 bits; each rounded to nearest, so that what is left has either sign). Of the nine
 // products of two such sums the six largest, hh, hm, mh, mm, hl, lh, leave an error of 2^-26 of a product, below float32's own rounding.
-// They are added smallest first: what the tile adds is rounded at the size that the sum has by then.
+// They are added smallest first: what the tile adds is rounded at the size that the sum has by then. An operand of two pieces is off by
+// 2^-17, of one by 2^-8; float16 is two pieces exactly, bfloat16 one. Products of pieces that are as small as what is cut off are left out.
 //
-// An operand of a product is stored as tiles of 1 KiB, ready to be loaded, three pieces of 16 rows and 32 elements of the inner dimension.
+// An operand of a product is stored as tiles of 1 KiB, ready to be loaded, its pieces of 16 rows and 32 elements of the inner dimension.
 // The unit takes the inner dimension in pairs; ours are (j, j + 16), which makes packing a shift and a blend of two vectors, and is free to
 // choose, since a sum does not care which of its terms stand together.
 #pragma once
@@ -19,9 +20,12 @@ static_assert(W == 16, "tiles are packed by AVX-512");
 
 constexpr int kTile = 16;            // rows, and columns of float32
 constexpr int kInner = 32;           // inner dimension of a tile
-constexpr int kPieces = 3;           // h, m, l
 constexpr int64_t kTileWords = 256;  // 32-bit words of a tile: 1 KiB
-constexpr int64_t kTileSet = kPieces * kTileWords;
+template <int P>
+constexpr int64_t kTileSet = P * kTileWords;  // of an operand of P pieces
+
+// Pieces that a float32 is cut into.
+constexpr int pieces_of(Precision precision) { return precision == Precision::kHighest ? 3 : precision == Precision::kHigh ? 2 : 1; }
 
 // The tile registers of this thread: all of them 16 rows of 64 bytes. Released at the end: other users set up their own, and a released
 // state is cheap to switch away from.
@@ -43,25 +47,39 @@ class TileRegisters {
 // Pairs of bfloat16 in the words of a vector, from the upper halves of two vectors.
 EMC_INLINE U upper_halves(U first, U second) { return (U)_mm512_mask_mov_epi16((__m512i)(first >> 16), 0xaaaaaaaau, (__m512i)second); }
 // The pieces of a vector, each in the upper half of its word; what stands below is not looked at.
+template <int P>
 struct Pieces {
-  U h, m, l;
+  U piece[P];
 };
-EMC_INLINE Pieces split(F x) {
-  const U h = (U)x + 0x8000u;  // to nearest; a NaN may become a number here, and stays one in what is left
-  x -= (F)(h & 0xffff0000u);
-  const U m = (U)x + 0x8000u;
-  x -= (F)(m & 0xffff0000u);  // fits a piece
-  return {h, m, (U)x};
+template <int P>
+EMC_INLINE Pieces<P> split(F x) {
+  Pieces<P> cut;
+#pragma GCC unroll 3
+  for (int i = 0; i < P; ++i) {
+    cut.piece[i] = i == 2 ? (U)x : (U)x + 0x8000u;  // to nearest; a third fits as it is
+    x -= (F)(cut.piece[i] & 0xffff0000u);
+  }
+  return cut;
+}
+// Rounding carries a NaN whose last bits are set into a number. Of three pieces the last, which is not rounded, is then the NaN that is
+// left; of fewer none might be, so what comes from memory is given a NaN that stays one. What tiles and vectors compute from those is safe.
+template <int P>
+EMC_INLINE F safe(F x) {
+  return P == 3 ? x : select((I)(x == x), x, splat(__builtin_nanf("")));
 }
 // Row `row` of a set of tiles, of elements j (first) and j + 16 (second) of the inner dimension.
-EMC_INLINE void store_pieces(uint32_t* set, int64_t row, const Pieces& first, const Pieces& second) {
-  uint32_t* place = set + row * kTile;
-  const U h = upper_halves(first.h, second.h), m = upper_halves(first.m, second.m), l = upper_halves(first.l, second.l);
-  std::memcpy(place, &h, sizeof h);
-  std::memcpy(place + kTileWords, &m, sizeof m);
-  std::memcpy(place + 2 * kTileWords, &l, sizeof l);
+template <int P>
+EMC_INLINE void store_pieces(uint32_t* set, int64_t row, const Pieces<P>& first, const Pieces<P>& second) {
+#pragma GCC unroll 3
+  for (int i = 0; i < P; ++i) {
+    const U words = upper_halves(first.piece[i], second.piece[i]);
+    std::memcpy(set + i * kTileWords + row * kTile, &words, sizeof words);
+  }
 }
-EMC_INLINE void store_pieces(uint32_t* set, int64_t row, F first, F second) { store_pieces(set, row, split(first), split(second)); }
+template <int P>
+EMC_INLINE void store_pieces(uint32_t* set, int64_t row, F first, F second) {
+  store_pieces<P>(set, row, split<P>(first), split<P>(second));
+}
 
 // The compiler's own intrinsics do not say that a tile load reads memory, and packed operands then look like dead stores.
 template <int N>
@@ -73,21 +91,48 @@ EMC_INLINE void store_tile(float* p, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride * 4), "i"(N) : "memory");
 }
 
+// The pieces that are multiplied of operands of A and of B pieces, smallest first: of three lh, mh, mm, hm, hl, hh.
+template <int A, int B>
+struct Products;
+template <>
+struct Products<3, 3> {
+  static constexpr int kCount = 6, kA[] = {2, 1, 1, 0, 0, 0}, kB[] = {0, 0, 1, 1, 2, 0};
+};
+template <>
+struct Products<2, 2> {
+  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 1, 0};
+};
+template <>
+struct Products<1, 2> {
+  static constexpr int kCount = 2, kA[] = {0, 0}, kB[] = {1, 0};
+};
+template <>
+struct Products<1, 1> {
+  static constexpr int kCount = 1, kA[] = {0}, kB[] = {0};
+};
+
 // Tile registers 0..3 += piece of a * piece of b, for two row blocks of a and two column blocks of b; registers 4..7 hold the operands,
-// which are loaded here where the product before did not leave them there. Product N of the six, smallest first: lh, mh, mm, hm, hl, hh.
+// which are loaded here where the product before did not leave them there. Product N of up to six; nothing where there are not so many.
 // `a0` .. `b1` point to sets. The tile unit takes 64 cycles for one call; other work that stands between two calls is done meanwhile, if it
 // is short enough for the processor to look past it (about a hundred vector instructions).
-constexpr int kProducts = 6;
-template <int N, bool Fresh = N == 0>
+template <int A, int B, int N, bool Fresh = N == 0>
 EMC_INLINE void multiply_tiles(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1) {
-  constexpr int64_t a_pieces[kProducts] = {2, 1, 1, 0, 0, 0}, b_pieces[kProducts] = {0, 0, 1, 1, 2, 0};
-  constexpr int64_t piece_a = a_pieces[N] * kTileWords, piece_b = b_pieces[N] * kTileWords;
-  if constexpr (Fresh || a_pieces[N] != a_pieces[N > 0 ? N - 1 : 0]) load_tile<4>(a0 + piece_a), load_tile<5>(a1 + piece_a);
-  if constexpr (Fresh || b_pieces[N] != b_pieces[N > 0 ? N - 1 : 0]) load_tile<6>(b0 + piece_b), load_tile<7>(b1 + piece_b);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
+  using P = Products<A, B>;
+  if constexpr (N < P::kCount) {
+    constexpr int before = N > 0 ? N - 1 : 0;
+    constexpr int64_t piece_a = P::kA[N] * kTileWords, piece_b = P::kB[N] * kTileWords;
+    if constexpr (Fresh || P::kA[N] != P::kA[before]) load_tile<4>(a0 + piece_a), load_tile<5>(a1 + piece_a);
+    if constexpr (Fresh || P::kB[N] != P::kB[before]) load_tile<6>(b0 + piece_b), load_tile<7>(b1 + piece_b);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+template <int A, int B>
+EMC_INLINE void multiply_all_pieces(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1) {
+  multiply_tiles<A, B, 0>(a0, a1, b0, b1), multiply_tiles<A, B, 1>(a0, a1, b0, b1), multiply_tiles<A, B, 2>(a0, a1, b0, b1);
+  multiply_tiles<A, B, 3>(a0, a1, b0, b1), multiply_tiles<A, B, 4>(a0, a1, b0, b1), multiply_tiles<A, B, 5>(a0, a1, b0, b1);
 }
 EMC_INLINE void load_square(const float* rows, int64_t stride, F (&square)[kTile]) {
 #pragma GCC unroll 16
@@ -95,34 +140,40 @@ EMC_INLINE void load_square(const float* rows, int64_t stride, F (&square)[kTile
 }
 
 // 16 rows, `stride` floats apart, to sets whose rows they are: one set per kInner of the `inner` elements (a whole number of times).
+template <int P>
 inline void pack_inner(const float* rows, int64_t stride, int64_t inner, uint32_t* sets) {
-  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet)
-    for (int64_t i = 0; i < kTile; ++i) store_pieces(sets, i, load(rows + i * stride + d), load(rows + i * stride + d + kTile));
+  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet<P>)
+    for (int64_t i = 0; i < kTile; ++i)
+      store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + d)), safe<P>(load(rows + i * stride + d + kTile)));
 }
 // 16 rows to sets whose columns they are, for the other side of a product with those of pack_inner.
+template <int P>
 inline void pack_inner_transposed(const float* rows, int64_t stride, int64_t inner, uint32_t* sets) {
-  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet) {
+  for (int64_t d = 0; d < inner; d += kInner, sets += kTileSet<P>) {
     F first[kTile], second[kTile];
     load_square(rows + d, stride, first), load_square(rows + d + kTile, stride, second);
     transpose(first), transpose(second);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+    for (int i = 0; i < kTile; ++i) store_pieces<P>(sets, i, safe<P>(first[i]), safe<P>(second[i]));
   }
 }
 // 32 rows, which are the inner dimension here, to sets whose rows are the elements: one set per 16 of `outer` elements.
+template <int P>
 inline void pack_outer_transposed(const float* rows, int64_t stride, int64_t outer, uint32_t* sets) {
-  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet) {
+  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet<P>) {
     F first[kTile], second[kTile];
     load_square(rows + n, stride, first), load_square(rows + kTile * stride + n, stride, second);
     transpose(first), transpose(second);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) store_pieces(sets, i, first[i], second[i]);
+    for (int i = 0; i < kTile; ++i) store_pieces<P>(sets, i, safe<P>(first[i]), safe<P>(second[i]));
   }
 }
 // 32 rows, which are the inner dimension here, to sets whose columns are the elements.
+template <int P>
 inline void pack_outer(const float* rows, int64_t stride, int64_t outer, uint32_t* sets) {
-  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet)
-    for (int64_t i = 0; i < kTile; ++i) store_pieces(sets, i, load(rows + i * stride + n), load(rows + (i + kTile) * stride + n));
+  for (int64_t n = 0; n < outer; n += kTile, sets += kTileSet<P>)
+    for (int64_t i = 0; i < kTile; ++i)
+      store_pieces<P>(sets, i, safe<P>(load(rows + i * stride + n)), safe<P>(load(rows + (i + kTile) * stride + n)));
 }
 
 EMC_INLINE void zero_tiles() {
