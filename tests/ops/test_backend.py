@@ -250,6 +250,7 @@ def test_info_command() -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["native library"]["usable"]
     assert facts["native library"]["instruction set in use"] in facts["native library"]["instruction sets built"].split(",")
+    assert facts["native library"]["float32 precision"] == "highest"
     assert any(row["operator"] == "dropout" and row["backend"] == "cpu" and row["chosen"] for row in facts["operators"])
     assert all(bool(row["source"]) == row["chosen"] for row in facts["operators"])
     assert len(facts["preferences"]) == len(_preferences.read())
