@@ -23,8 +23,8 @@ struct AttentionArgs {
   AttentionOperand query, key, value;
   AttentionOperand out;                                         // forward only
   AttentionOperand grad_out, grad_query, grad_key, grad_value;  // backward only
-  // (2,B,H,T): each query's largest score, and its sum of exp(score - largest), 0 where it sees nothing. The usual one number, the
-  // logarithm of the sum of exponentials, would lose what the sum holds: around 4 float32 keeps 2^-22, not 2^-24.
+  // (2,B,H,T): each query's largest score, or one near it (up to 16 less), and its sum of exp(score - that), 0 where it sees nothing. The
+  // usual one number, the logarithm of the sum of exponentials, would lose what the sum holds: around 4 float32 keeps 2^-22, not 2^-24.
   float* statistics = nullptr;
   // Positions of the keys that may be attended, ascending; one list per batch entry, or one for all (stride 0).
   const int32_t* key_index = nullptr;

@@ -97,7 +97,8 @@ inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64
   }
 }
 
-// Forward: what query t of a head ends with. `row` holds its output times `sum`, the sum of exponentials beside `top`, the largest score.
+// Forward: what query t of a head ends with. `row` holds its output times `sum`, the sum of exponentials beside `top`, the
+// largest score or one near it.
 inline void store_result(const AttentionArgs& a, int64_t b, int64_t h, int64_t t, float* row, float top, float sum) {
   const float inverse = sum == 0.f ? 0.f : 1.f / sum;  // saw nothing; a NaN is not 0 and goes through to the result
   for (int64_t d = 0; d < a.width; d += W) store(row + d, load(row + d) * inverse);

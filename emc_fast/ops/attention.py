@@ -19,7 +19,8 @@ __all__ = ["attention"]
 MAX_CPU_WIDTH = 128
 
 _OPTIONS = "Tensor? key_mask, bool causal, int window, float? scale, float dropout_p, Tensor? seed, int stream"
-# window 0 is none. statistics, (2,B,H,T) float32: each query's largest score and its sum of exponentials, all that backward keeps.
+# window 0 is none. statistics, (2,B,H,T) float32: each query's largest score, or one near it, and its sum
+# of exponentials beside that: all that backward keeps.
 _library.define(f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor statistics)")
 _library.define(
     f"attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor statistics, {_OPTIONS})"

@@ -72,10 +72,12 @@ def test_parity_where_a_tile_sees_nothing(target: Target, t: int, s: int) -> Non
     parity.assert_parity(partial(attention, causal=True, window=2), inputs, torch.float32, target, differentiate=NAMES)
 
 
-def test_large_scores(target: Target) -> None:
-    """The online softmax must not overflow, nor lose the sum when a later block holds the largest score."""
-    inputs = tensors(random.Random(3), 1, 20, 400, 1, 16)
-    inputs["key"] = inputs["key"] * torch.linspace(1, 60, 400)[None, :, None, None]
+@pytest.mark.parametrize("growth", [4, 6, 30, 60])
+@pytest.mark.parametrize("width", [16, 30])
+def test_large_scores(target: Target, width: int, growth: int) -> None:
+    """The online softmax must not overflow, nor lose the sum when a later block holds the largest score; a little larger, or a lot."""
+    inputs = tensors(random.Random(3), 1, 20, 400, 1, width)
+    inputs["key"] = inputs["key"] * torch.linspace(1, growth, 400)[None, :, None, None]
     parity.assert_parity(attention, inputs, torch.float32, target, differentiate=NAMES)
 
 

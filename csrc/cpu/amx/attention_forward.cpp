@@ -17,7 +17,22 @@ struct Packed {
   uint32_t* key_sets;    // [step][half][chunk]
   uint32_t* value_sets;  // [step][row tile]
   int32_t* positions;
+  float longest;  // largest length of a key, where a head fits the tiles (fits_registers); a NaN is passed over
 };
+
+// Whether the sums of a head fit tile registers beside the scores of half a step.
+inline bool fits_registers(const HeadTiles& tiles) { return tiles.rows == 2; }
+
+// Squared lengths of 16 rows of kInner.
+inline F squared_lengths(const float* rows) {
+  F squares[kTile];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i) {
+    const F first = load(rows + i * kInner), second = load(rows + i * kInner + W);
+    squares[i] = fma(first, first, second * second);
+  }
+  return sum_each(squares);
+}
 
 int64_t workspace_floats(const AttentionArgs& a) {
   const HeadTiles tiles(a.width);
@@ -33,15 +48,19 @@ Packed pack(const AttentionArgs& a, int64_t b, int64_t h, const KeyRange& keys, 
   const int64_t steps = divide_up(keys.count, kInner), padded_width = tiles.inner * kInner;
   uint32_t* key_sets = reinterpret_cast<uint32_t*>(workspace);
   uint32_t* value_sets = key_sets + steps * 2 * tiles.inner * C::kInputSet;
-  const Packed packed{keys,     tiles,      padded_width,
-                      key_sets, value_sets, reinterpret_cast<int32_t*>(value_sets + steps * tiles.rows * C::kInputSet)};
+  Packed packed{keys, tiles, padded_width, key_sets, value_sets, reinterpret_cast<int32_t*>(value_sets + steps * tiles.rows * C::kInputSet),
+                0.f};
   alignas(64) float rows[kLanes * kAttentionMaxWidth];
+  F longest = {};
   for (int64_t step = 0; step < steps; ++step) {
     load_step(a, a.key, b, h, keys, step, padded_width, rows);
     pack_step<C::kInputs>(rows, padded_width, tiles, key_sets + step * 2 * tiles.inner * C::kInputSet);
+    if (fits_registers(tiles))
+      for (int half = 0; half < 2; ++half) longest = max(squared_lengths(rows + half * kTile * kInner), longest);
     load_step(a, a.value, b, h, keys, step, padded_width, rows);
     pack_outer_transposed<C::kInputs>(rows, padded_width, tiles.rows * kTile, value_sets + step * tiles.rows * C::kInputSet);
   }
+  packed.longest = __builtin_sqrtf(max(longest));
   pack_step_positions(keys, packed.positions);
   return packed;
 }
@@ -116,6 +135,137 @@ EMC_INLINE void exponentiate(const float* scores, int r, const F (&largest)[2], 
   }
 }
 
+// The products of a step with the sums of a head left in tile registers 0..3, [row tile][lanes], from step to step; 4 and 5 hold the scores
+// of 16 keys, 6 and 7 operands. Twelve calls of four tile products, to stand among other work.
+template <class C>
+struct RegisterProducts {
+  using Pieces = Products<C::kInputs, C::kMade>;
+
+  // A third of the scores of one half of a step: J = 0..2, then `store_scores`.
+  template <int J>
+  static EMC_INLINE void scores(const uint32_t* keys, const uint32_t* queries) {
+    if constexpr (J == 0) {
+      _tile_zero(4);
+      _tile_zero(5);
+    }
+    score<2 * J>(keys, queries), score<2 * J + 1>(keys, queries);
+  }
+  static EMC_INLINE void store_scores(float* out) { store_tile<4>(out, kLanes), store_tile<5>(out + kTile, kLanes); }
+
+  // A sixth of the sums: N = 0..5.
+  template <int N>
+  static EMC_INLINE void values(const uint32_t* values, const uint32_t* probabilities) {
+    if constexpr (N < Pieces::kCount) {
+      constexpr int64_t piece_a = Pieces::kA[N] * kTileWords, piece_b = Pieces::kB[N] * kTileWords;
+      load_tile<6>(values + piece_a), load_tile<7>(probabilities + piece_b);
+      _tile_dpbf16ps(0, 6, 7);
+      load_tile<7>(probabilities + C::kMadeSet + piece_b);
+      _tile_dpbf16ps(1, 6, 7);
+      load_tile<6>(values + C::kInputSet + piece_a);
+      _tile_dpbf16ps(3, 6, 7);
+      load_tile<7>(probabilities + piece_b);
+      _tile_dpbf16ps(2, 6, 7);
+    }
+  }
+
+ private:
+  template <int N>
+  static EMC_INLINE void score(const uint32_t* keys, const uint32_t* queries) {
+    if constexpr (N < Pieces::kCount) {
+      load_tile<6>(keys + Pieces::kA[N] * kTileWords), load_tile<7>(queries + Pieces::kB[N] * kTileWords);
+      _tile_dpbf16ps(4, 6, 7);
+      load_tile<7>(queries + C::kMadeSet + Pieces::kB[N] * kTileWords);
+      _tile_dpbf16ps(5, 6, 7);
+    }
+  }
+};
+
+// What the softmax of 32 queries is computed against, and what becomes of it.
+struct Softmax {
+  F largest[2], total[2];
+};
+
+// Where no score can exceed the largest of the first step by more than this, that one serves for all: e^16 leaves room in float32, and what
+// it loses of the exponential's last digit it loses of the sum as well.
+constexpr float kSlack = 16.f;
+
+// The steps from `begin` to `end` against `softmax.largest`, whose scores of the first step are there, without following a maximum: so sums
+// need not decay and stay in registers. They are taken out from time to time, for long sums lose.
+template <class C>
+EMC_INLINE void attend_fixed(const Packed& packed, const uint32_t* queries, const Lanes<2>& lanes, const PairDropout<2>& dropout,
+                             int64_t begin, int64_t end, float (&scores)[2][kInner * kLanes], uint32_t (&probabilities)[2][2 * C::kMadeSet],
+                             float* factors, float* product, float* sums, Softmax& softmax) {
+  using Registers = RegisterProducts<C>;
+  constexpr int64_t kKept = 8;  // steps
+  const auto take_out = [&]() __attribute__((always_inline)) {
+    store_tiles(product, kLanes);
+    for (int64_t i = 0; i < kLanes * kLanes; i += W) store(sums + i, load(sums + i) + load(product + i));
+    zero_tiles();
+  };
+  zero_tiles();
+  for (int64_t step = begin; step < end; ++step) {
+    const bool after = step + 1 < end, before = step > begin;
+    if (dropout.active()) dropout.fill(packed.positions + step * kInner, kInner, factors);
+    F sum[2][2] = {};
+    const auto row = [&](int r) __attribute__((always_inline)) {
+      exponentiate<C::kMade>(scores[step % 2], r, softmax.largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
+    };
+    const uint32_t *keys = packed.key_sets + (step + 1) * 2 * C::kInputSet, *values = packed.value_sets + (step - 1) * 2 * C::kInputSet;
+    const uint32_t* earlier = probabilities[(step + 1) % 2];
+    float* next = scores[(step + 1) % 2];
+#define EMC_SCORES(half, j) \
+  if (after) Registers::template scores<j>(keys + half * C::kInputSet, queries)
+#define EMC_VALUES(n) \
+  if (before) Registers::template values<n>(values, earlier)
+    EMC_SCORES(0, 0);
+    row(0);
+    EMC_SCORES(0, 1);
+    row(1);
+    EMC_SCORES(0, 2);
+    row(2);
+    if (after) Registers::store_scores(next);
+    EMC_SCORES(1, 0);
+    row(3);
+    EMC_SCORES(1, 1);
+    row(4);
+    EMC_SCORES(1, 2);
+    row(5);
+    if (after) Registers::store_scores(next + kTile * kLanes);
+    EMC_VALUES(0);
+    row(6), row(7);
+    EMC_VALUES(1);
+    row(8), row(9);
+    EMC_VALUES(2);
+    row(10), row(11);
+    EMC_VALUES(3);
+    row(12);
+    EMC_VALUES(4);
+    row(13);
+    EMC_VALUES(5);
+    if (after) hide_step(lanes, packed.positions + (step + 1) * kInner, next);
+    row(14), row(15);
+#undef EMC_VALUES
+#undef EMC_SCORES
+    if (before && (step - begin) % kKept == 0) take_out();
+    for (int v = 0; v < 2; ++v) softmax.total[v] += sum[0][v] + sum[1][v];
+  }
+  const uint32_t *values = packed.value_sets + (end - 1) * 2 * C::kInputSet, *last = probabilities[(end - 1) % 2];
+  Registers::template values<0>(values, last), Registers::template values<1>(values, last), Registers::template values<2>(values, last);
+  Registers::template values<3>(values, last), Registers::template values<4>(values, last), Registers::template values<5>(values, last);
+  take_out();
+}
+
+// Whether no score of 32 queries, [lane][kInner] times the scale, exceeds `largest` by more than kSlack: a score is at most the product of
+// the lengths. Not so where one is NaN.
+inline bool stays_near(const float* queries, float longest, const F (&largest)[2]) {
+  bool near = true;
+  for (int v = 0; v < 2; ++v) {
+    const F excess = sqrt(squared_lengths(queries + v * kTile * kInner)) * longest - largest[v];
+    for (int lane = 0; lane < W; ++lane) near = near && excess[lane] <= kSlack;
+  }
+  return near;
+}
+
 // Queries t0 .. t0 + valid of one head. The tile unit and the vector units work side by side: among the exponentials of one step stand the
 // products of the step after it with the queries, and of the step before it with the values.
 template <class C>
@@ -157,7 +307,13 @@ template <class C>
     scores_of(begin).run(scores[begin % 2]);
     follow(begin);
   }
-  for (int64_t step = begin; step < end; ++step) {
+  const bool fixed = begin < end && fits_registers(packed.tiles) && stays_near(rows, packed.longest, next_largest);
+  if (fixed) {
+    Softmax softmax{{next_largest[0], next_largest[1]}, {}};
+    attend_fixed<C>(packed, queries, lanes, dropout, begin, end, scores, probabilities, factors, product, sums, softmax);
+    for (int v = 0; v < 2; ++v) largest[v] = softmax.largest[v], total[v] = softmax.total[v];
+  }
+  for (int64_t step = fixed ? end : begin; step < end; ++step) {
     const bool after = step + 1 < end, before = step > begin, twice = step > begin + 1;
     for (int v = 0; v < 2; ++v)
       largest[v] = next_largest[v], decay[2][v] = decay[1][v], decay[1][v] = decay[0][v], decay[0][v] = next_decay[v];
@@ -205,8 +361,8 @@ template <class C>
 #undef EMC_NEXT
     for (int v = 0; v < 2; ++v) total[v] = total[v] * decay[0][v] + (sum[0][v] + sum[1][v]);
   }
-  if (begin + 1 < end) values_of(end - 2, decay[1]).add();
-  if (begin < end) values_of(end - 1, decay[0]).run();
+  if (!fixed && begin + 1 < end) values_of(end - 2, decay[1]).add();
+  if (!fixed && begin < end) values_of(end - 1, decay[0]).run();
 
   alignas(64) float top[kLanes], sum[kLanes];
   for (int v = 0; v < 2; ++v) store(top + v * W, largest[v]), store(sum + v * W, total[v]);
