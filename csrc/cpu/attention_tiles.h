@@ -83,17 +83,46 @@ inline void pack_positions(const KeyRange& keys, int32_t* position) {
   for (int64_t i = 0; i < round_up(keys.count, kRows); ++i) position[i] = i < keys.count ? keys.index[i] : kNowhere;
 }
 
+// A row of x[b, ., h] in float32: where it stands if that will do, else brought to `copy`; null beyond the last key.
+EMC_INLINE const float* row_of(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, int64_t i,
+                               float* copy) {
+  if (i >= keys.count) return nullptr;
+  const int64_t offset = offset_of(x, b, keys.index[i], h);
+  if (a.dtype == DType::kFloat32 && x.stride[3] == 1) return static_cast<const float*>(x.data) + offset;
+  load_row(a, x, offset, copy);
+  return copy;
+}
+
 // panels[panel][d][row] = x[b, key, h, d]; the last panel is padded with zeros.
 inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, float* panels) {
-  alignas(64) float row[kAttentionMaxWidth];
-  for (int64_t i = 0; i < round_up(keys.count, kRows); ++i) {
-    float* column = panels + (i / kRows) * a.width * kRows + i % kRows;
-    if (i < keys.count) {
-      load_row(a, x, offset_of(x, b, keys.index[i], h), row);
-      for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = row[d];
-    } else {
-      for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = 0.f;
+  const int64_t count = round_up(keys.count, kRows), step = a.width * kRows;
+  if constexpr (W == 2 * kRows) {  // two panels are the columns of a square
+    alignas(64) float copies[W][kAttentionMaxWidth];
+    for (int64_t i = 0; i < count; i += W, panels += 2 * step) {
+      const float* rows[W];
+      for (int64_t r = 0; r < W; ++r) rows[r] = row_of(a, x, b, h, keys, i + r, copies[r]);
+      for (int64_t d = 0; d < a.width; d += W) {
+        F square[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) square[r] = rows[r] != nullptr ? load_some(rows[r] + d, 1, a.width - d) : F{};
+        transpose(square);
+        const bool both = i + kRows < count;
+#pragma GCC unroll 16
+        for (int k = 0; k < W; ++k)
+          if (d + k < a.width) {
+            float* place = panels + (d + k) * kRows;
+            std::memcpy(place, &square[k], sizeof(F) / 2);
+            if (both) std::memcpy(place + step, reinterpret_cast<const char*>(&square[k]) + sizeof(F) / 2, sizeof(F) / 2);
+          }
+      }
     }
+    return;
+  }
+  alignas(64) float copy[kAttentionMaxWidth];
+  for (int64_t i = 0; i < count; ++i) {
+    float* column = panels + (i / kRows) * step + i % kRows;
+    const float* row = row_of(a, x, b, h, keys, i, copy);
+    for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = row != nullptr ? row[d] : 0.f;
   }
 }
 
