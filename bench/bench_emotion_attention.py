@@ -28,10 +28,7 @@ SIZES = (
 )
 
 
-def test_emotion_attention(race, request, size, direction) -> None:
-    batch, frames, width, heads, dropout = size
-    if dropout and direction == "forward":
-        pytest.skip("inference has no dropout")
+def case_of(batch: int, frames: int, width: int, heads: int, dropout: float, direction: str) -> Case:
     module = EmotionAwareAttention(width, heads, dropout=dropout).train(direction != "forward")
     inputs = {name: torch.randn(batch, frames, width) for name in ("features", "emotion")}
     seed = torch.tensor([7])
@@ -54,23 +51,27 @@ def test_emotion_attention(race, request, size, direction) -> None:
 
     projections, pairs = 3 * 4 * 2.0 * batch * frames * width**2, 3.0 * batch * frames**2
     flops = projections + 4 * pairs * width
-    rivals = {"eager": ours, "sdpa": ours}
-    both = request.config.getoption("--full") or frames == 750  # the fused one compiled is the better rival, and compiling takes time
-    race(
-        Case(
-            "EmotionAwareAttention",
-            f"{batch} x {frames} x {width} x {heads}" + (f", dropout {dropout:g}" if dropout else ""),
-            ours,
-            inputs,
-            rivals,
-            compiled=("eager", "sdpa") if both else ("sdpa",),
-            contexts=PLAIN,
-            differentiate=tuple(inputs),
-            parameters=tuple(module.parameters()),
-            flops=(flops, 3 * flops),
-            exponentials=(pairs * heads, 2 * pairs * heads),
-            gate=lambda: module_gate(outcome, module, inputs),
-            shape={"B": batch, "T": frames, "d": width, "H": heads},
-        ),
-        direction,
+    return Case(
+        "EmotionAwareAttention",
+        f"{batch} x {frames} x {width} x {heads}" + (f", dropout {dropout:g}" if dropout else ""),
+        ours,
+        inputs,
+        {"eager": ours, "sdpa": ours},
+        contexts=PLAIN,
+        differentiate=tuple(inputs),
+        parameters=tuple(module.parameters()),
+        flops=(flops, 3 * flops),
+        exponentials=(pairs * heads, 2 * pairs * heads),
+        gate=lambda: module_gate(outcome, module, inputs),
+        shape={"B": batch, "T": frames, "d": width, "H": heads},
     )
+
+
+def test_emotion_attention(race, request, size, direction) -> None:
+    _, frames, _, _, dropout = size
+    if dropout and direction == "forward":
+        pytest.skip("inference has no dropout")
+    case = case_of(*size, direction)
+    both = request.config.getoption("--full") or frames == 750  # the fused one compiled is the better rival, and compiling takes time
+    case.compiled = ("eager", "sdpa") if both else ("sdpa",)
+    race(case, direction)

@@ -23,22 +23,22 @@ def ours(mu_real, mu_face, mu_speech, logvar_real=None, logvar_face=None, logvar
     return fusion_kl((mu_real, logvar_real), (mu_face, logvar_face), (mu_speech, logvar_speech))
 
 
-def test_fusion_kl(race, size, direction) -> None:
-    rows, width, form = size
+def case_of(rows: int, width: int, form: str) -> Case:
     names = MEANS + LOGVARS if form == "diagonal" else MEANS
-    inputs = {name: 0.5 * torch.randn(rows, width) for name in names}
     eager = definition if form == "diagonal" else lambda **x: definition(**x, **dict.fromkeys(LOGVARS))
     traffic = 4.0 * len(names) * rows * width
-    race(
-        Case(
-            "fusion_kl",
-            f"{rows} x {width} {form}",
-            ours,
-            inputs,
-            {"eager": eager},
-            compiled=("eager",),
-            differentiate=names,
-            bytes_moved=(traffic, 3 * traffic),  # forward reads; backward reads and writes
-        ),
-        direction,
+    return Case(
+        "fusion_kl",
+        f"{rows} x {width} {form}",
+        ours,
+        {name: 0.5 * torch.randn(rows, width) for name in names},
+        {"eager": eager},
+        differentiate=names,
+        bytes_moved=(traffic, 3 * traffic),  # forward reads; backward reads and writes
     )
+
+
+def test_fusion_kl(race, size, direction) -> None:
+    case = case_of(*size)
+    case.compiled = ("eager",)
+    race(case, direction)

@@ -1,11 +1,11 @@
-"""The measures against the published way: tslearn pair by pair, NumPy channel by channel and lag by lag.
+"""The measures against the published way: tslearn pair by pair, NumPy channel by channel and lag by lag; FRDist also by dtaidistance.
 
-    pytest bench/bench_metrics.py               # 8 clips x 10 draws x 10 listeners, one thread each
+    pytest bench/bench_metrics.py               # 8 clips x 10 draws x 10 listeners
     pytest bench/bench_metrics.py -s --whole    # 64 clips, and a whole test set by the command (4 GB of disk, two threads)
 
-CPU time of the process, one thread each, medians. Ours goes over all clips in every round, and the published way stands before and after it
-in the same round: it takes 10 pairs of FRDist and FRCorr, one of FRSyn, and its time for all is that for one times their number (a pair's
-work does not depend on what it holds). The gate compares values first. `--whole` takes five to seven minutes on two idle cores.
+Ours goes over all clips in every round. The published way takes 10 pairs of FRDist and FRCorr, one of FRSyn, always on one thread, and its
+time for all is that for one times their number (a pair's work does not depend on what it holds). The gate compares values first. `--whole`
+takes five to seven minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,33 +29,21 @@ from emc_fast.metrics.frcorr import best_concordance
 from emc_fast.metrics.frdist import nearest_warped
 from emc_fast.metrics.frsyn import synchrony_offsets
 from emc_fast.ops import dtw as batched
-from emc_fast.ops._library import native
-from emc_fast.reporting import OURS, Race
+
+from .limits import vector_isa
+from .peers import FRAMES, Warping, reactions, warpings
+from .race import Case
 
 DRAWS = LISTENERS = 10
-FRAMES = 750
 KINDS = pytest.mark.parametrize("kind", ["reactions", "noise"])
-
-
-def reactions(rng: np.random.Generator, *lead: int, kind: str) -> NDArray[np.float32]:
-    """Noise, or something like the corpus: smooth, with action units 0 or 1, valence and arousal in (-1,1), expressions that sum to one."""
-    if kind == "noise":
-        return rng.random((*lead, FRAMES, 25), np.float32)
-    walk = rng.standard_normal((*lead, FRAMES + 24, 25), np.float32).cumsum(axis=-2)
-    x = (walk[..., 24:, :] - walk[..., :-24, :]) / 5
-    x[..., :15] = x[..., :15] > 1
-    x[..., 15:17] = np.tanh(0.7 * x[..., 15:17] + 0.3 * rng.standard_normal((*lead, 1, 2), np.float32))
-    e = np.exp(2 * x[..., 17:])
-    x[..., 17:] = e / e.sum(axis=-1, keepdims=True)
-    return x
 
 
 class Problem:
     """N clips, each with ten draws and ten appropriate listeners."""
 
-    def __init__(self, request: pytest.FixtureRequest, kind: str) -> None:
+    def __init__(self, kind: str, clips: int) -> None:
         rng = np.random.default_rng(0)
-        clips = 64 if request.config.getoption("--whole") else 8
+        self.size = f"{clips} clips x {DRAWS} draws, {LISTENERS} listeners, {kind}"
         self.pred, self.target = reactions(rng, clips, DRAWS, kind=kind), reactions(rng, clips + LISTENERS, kind=kind)
         self.appropriate = np.zeros((clips, clips + LISTENERS), dtype=bool)
         for n in range(clips):
@@ -64,10 +51,10 @@ class Problem:
         self.pairs = clips * DRAWS * LISTENERS
 
 
-def published_distance(a: NDArray, b: NDArray) -> float:
-    from tslearn.metrics import dtw
-
-    return dtw(a[:, :15], b[:, :15]) / 15 + dtw(a[:, 15:17], b[:, 15:17]) + dtw(a[:, 17:], b[:, 17:]) / 8
+def distance_by(warping: Warping) -> Warping:
+    """The published distance of two reactions on somebody's warping of two sequences."""
+    groups = ((slice(0, 15), 15), (slice(15, 17), 1), (slice(17, 25), 8))
+    return lambda a, b: sum(warping(np.ascontiguousarray(a[:, g]), np.ascontiguousarray(b[:, g])) / width for g, width in groups)
 
 
 def published_concordance(a: NDArray, b: NDArray) -> float:
@@ -93,39 +80,6 @@ def cpu_time(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-Compare = Callable[[str, str, Callable[[], object], int, Callable[[], object], int], None]
-
-
-@pytest.fixture
-def compare(benchmark, publish) -> Compare:
-    """Time ours and the published way in turns, a pair each, and put the medians where races are put."""
-
-    def start(name: str, size: str, ours: Callable[[], object], pairs: int, theirs: Callable[[], object], their_pairs: int) -> None:
-        mine: list[float] = []
-        between: list[float] = []
-
-        def before() -> None:
-            between.append(cpu_time(theirs) / their_pairs)
-
-        def ours_timed() -> None:
-            mine.append(cpu_time(ours) / pairs)
-
-        benchmark.group = name
-        benchmark.pedantic(ours_timed, setup=before, rounds=3)
-        if benchmark.disabled:
-            return
-        before()
-        race = Race(name, f"{pairs} pairs, {size}, a pair", "measure", 1, rounds=3, calls_per_round=pairs)
-        race.seconds = {OURS: float(np.median(mine)), "published": float(np.median(between))}
-        published = [(first + then) / 2 for first, then in pairwise(between)]
-        ratios = [their / my for their, my in zip(published, mine, strict=True)]
-        race.quartiles["published"] = [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
-        benchmark.extra_info |= race.extra_info()
-        publish(race)
-
-    return start
-
-
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
@@ -133,37 +87,57 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@KINDS
-def test_frdist(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
-    problem = Problem(request, kind)
+@pytest.fixture
+def problem(request: pytest.FixtureRequest, kind: str) -> Problem:
+    return Problem(kind, 64 if request.config.getoption("--whole") else 8)
+
+
+def frdist_case(problem: Problem) -> Case:
+    pairs = [(problem.pred[0, 0].astype(np.float64), listener.astype(np.float64)) for listener in problem.target[:LISTENERS]]
+    here, missing = warpings()
+    names = {"tslearn": "published"}
 
     def ours() -> NDArray:
         return nearest_warped(problem.pred, problem.target, problem.appropriate)
 
-    def theirs() -> list[float]:
-        return [published_distance(problem.pred[0, 0], listener) for listener in problem.target[:LISTENERS]]
+    def by(warping: Warping) -> Callable[[], list[float]]:
+        distance = distance_by(warping)
+        return lambda: [distance(a, b) for a, b in pairs]
 
-    assert ours()[0, 0] == pytest.approx(min(theirs()), rel=1e-6)
-    compare("FRDist", kind, ours, problem.pairs, theirs, LISTENERS)
+    rivals = {names.get(name, name): by(warping) for name, warping in here.items()}
+
+    def gate() -> None:
+        least = ours()[0, 0]
+        for rival in rivals.values():
+            assert least == pytest.approx(min(rival()), rel=1e-6)
+
+    shares = dict.fromkeys(rivals, LISTENERS / problem.pairs)
+    absent = {names.get(name, name): reason for name, reason in missing.items()}
+    return Case("FRDist", problem.size, ours, {}, rivals, gate=gate, alike=False, shares=shares, missing=absent, kind="measure")
 
 
 @KINDS
-def test_frcorr(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
-    problem = Problem(request, kind)
+def test_frdist(race, problem: Problem) -> None:
+    race(frdist_case(problem))
 
+
+@KINDS
+def test_frcorr(race, problem: Problem) -> None:
     def ours() -> NDArray:
         return best_concordance(problem.pred, problem.target, problem.appropriate, protocols=("official",))["official"]
 
     def theirs() -> list[float]:
         return [published_concordance(problem.pred[0, 0], listener) for listener in problem.target[:LISTENERS]]
 
-    assert ours()[0, 0] == pytest.approx(max(theirs()), rel=1e-4, abs=1e-6)  # the published means and variances are in float32
-    compare("FRCorr", kind, ours, problem.pairs, theirs, LISTENERS)
+    def gate() -> None:  # the published means and variances are in float32
+        assert ours()[0, 0] == pytest.approx(max(theirs()), rel=1e-4, abs=1e-6)
+
+    shares = {"published": LISTENERS / problem.pairs}
+    race(Case("FRCorr", problem.size, ours, {}, {"published": theirs}, gate=gate, alike=False, shares=shares, kind="measure"))
 
 
 @KINDS
-def test_frsyn(kind: str, request: pytest.FixtureRequest, compare: Compare) -> None:
-    problem = Problem(request, kind)
+def test_frsyn(race, problem: Problem) -> None:
     speaker = problem.target[: len(problem.pred)]
 
     def ours() -> NDArray:
@@ -172,15 +146,18 @@ def test_frsyn(kind: str, request: pytest.FixtureRequest, compare: Compare) -> N
     def theirs() -> int:
         return published_offset(problem.pred[0, 0], speaker[0])
 
-    assert ours()[0, 0] == theirs()
-    compare("FRSyn", kind, ours, problem.pairs // LISTENERS, theirs, 1)
+    def gate() -> None:
+        assert ours()[0, 0] == theirs()
+
+    shares = {"published": LISTENERS / problem.pairs}
+    race(Case("FRSyn", problem.size, ours, {}, {"published": theirs}, gate=gate, alike=False, shares=shares, kind="measure"))
 
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("channels", [2, 8, 15])
 def test_cells_against_the_vector_units(channels: int, exact: bool, tmp_path: Path) -> None:
     """Cells a second of the warping kernel, and what the vector units could do if nothing but its arithmetic took time."""
-    if shutil.which("g++") is None or native().isa != "v4":
+    if shutil.which("g++") is None or vector_isa() != "v4":
         pytest.skip("needs g++ and a processor with AVX-512")
     source = Path(__file__).with_name("vector_peak.cpp")
     options = ["-O3", "-ffp-contract=fast", "-march=x86-64-v4", "-mprefer-vector-width=512", "-o", str(tmp_path / "peak")]

@@ -35,56 +35,60 @@ def built(width: int, backbone: str = "trans_vae") -> EMCModel:
     return EMCModel(EMCConfig(d_model=width, backbone=backbone))
 
 
+def trans_vae_generation(batch: int, frames: int, width: int) -> Case:
+    inputs = streams(batch, frames, targets=False)
+    return generation_case("Trans-VAE + EMC", f"{batch} x {frames} x {width}, K=10", built(width).eval(), inputs)
+
+
+def trans_vae_training(batch: int, frames: int, width: int) -> Case:
+    inputs = streams(batch, frames, targets=True)
+    return training_case("Trans-VAE + EMC", f"{batch} x {frames} x {width}", built(width).train(), inputs)
+
+
 def test_generation(race, generation_size) -> None:
-    batch, frames, width = generation_size
-    race_generation(
-        race, "Trans-VAE + EMC", f"{batch} x {frames} x {width}, K=10", built(width).eval(), streams(batch, frames, targets=False)
-    )
+    race(trans_vae_generation(*generation_size))
 
 
 def test_training_step(race, request, training_size) -> None:
-    batch, frames, width = training_size
-    compiled = ("eager",) if request.config.getoption("--compile-models") else ()
-    model, inputs = built(width).train(), streams(batch, frames, targets=True)
-    race_training(race, "Trans-VAE + EMC", f"{batch} x {frames} x {width}", model, inputs, compiled)
+    case = trans_vae_training(*training_size)
+    case.compiled = ("eager",) if request.config.getoption("--compile-models") else ()
+    race(case)
 
 
 def test_regnn_generation(race, regnn_frames) -> None:
     model, inputs = built(128, "regnn").eval(), streams(1, regnn_frames, targets=False)
-    race_generation(race, "REGNN + EMC", f"1 x {regnn_frames} x 128, K=10", model, inputs)
+    race(generation_case("REGNN + EMC", f"1 x {regnn_frames} x 128, K=10", model, inputs))
 
 
 def test_regnn_training_step(race, regnn_windows) -> None:
     inputs = streams(regnn_windows, 50, targets=True, listeners=REGNN_LISTENERS)
     model = built(128, "regnn").train()
     model(**inputs, seed=3)  # ActNorm takes its beginning
-    race_training(race, "REGNN + EMC", f"{regnn_windows} x 50 x 128, {REGNN_LISTENERS} listeners", model, inputs)
+    race(training_case("REGNN + EMC", f"{regnn_windows} x 50 x 128, {REGNN_LISTENERS} listeners", model, inputs))
 
 
-def race_generation(race, name: str, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> None:
+def generation_case(name: str, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> Case:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             out = net(**tensors, num_samples=3, seed=3)  # draws do not depend on their number, and the truth takes its time
         return {"reaction_3dmm": out.reaction_3dmm, "reaction_emotion": out.reaction_emotion}
 
     generate = generation(model, validate=False)
-    race(
-        Case(
-            name,
-            size,
-            generate,
-            inputs,
-            dict.fromkeys(PLAIN, generate),
-            kind="generation",
-            contexts=PLAIN,
-            gate=lambda: module_gate(outcome, model, inputs),
-            alike=False,
-            memory=True,
-        )
+    return Case(
+        name,
+        size,
+        generate,
+        inputs,
+        dict.fromkeys(PLAIN, generate),
+        kind="generation",
+        contexts=PLAIN,
+        gate=lambda: module_gate(outcome, model, inputs),
+        alike=False,
+        memory=True,
     )
 
 
-def race_training(race, name: str, size: str, model: EMCModel, inputs: dict[str, Tensor], compiled: tuple[str, ...] = ()) -> None:
+def training_case(name: str, size: str, model: EMCModel, inputs: dict[str, Tensor]) -> Case:
     def outcome(net: EMCModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         total = net(**tensors, seed=3).losses["total"]
         names, weights = zip(*((n, p) for n, p in net.named_parameters() if p.requires_grad), strict=True)
@@ -92,20 +96,17 @@ def race_training(race, name: str, size: str, model: EMCModel, inputs: dict[str,
         flat = [g.flatten() for name, g in zip(names, grads, strict=True) if g is not None]
         return {"total": total.detach(), "all gradients": torch.cat(flat)}
 
-    race(
-        Case(
-            name,
-            size,
-            training_step(copy.deepcopy(model), validate=False),
-            inputs,
-            {name: training_step(copy.deepcopy(model), validate=False) for name in PLAIN},
-            kind="training step",
-            compiled=compiled,
-            contexts=PLAIN,
-            gate=lambda: module_gate(outcome, model, inputs),
-            alike=False,
-            memory=True,
-        )
+    return Case(
+        name,
+        size,
+        training_step(copy.deepcopy(model), validate=False),
+        inputs,
+        {name: training_step(copy.deepcopy(model), validate=False) for name in PLAIN},
+        kind="training step",
+        contexts=PLAIN,
+        gate=lambda: module_gate(outcome, model, inputs),
+        alike=False,
+        memory=True,
     )
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 
-from emc_fast import __version__
-from emc_fast.ops._library import native
 from emc_fast.reporting import Race
+from emc_fast.reporting.machine import this_machine
 from emc_fast.reporting.races import rounded
 
 from .limits import machine_limits
@@ -27,6 +23,7 @@ OVER = {
     "size": "SIZES",
     "growth": "GROWTH",
     "frames": "FRAMES",
+    "scaled": "SCALED",
     "generation_size": "GENERATION",
     "training_size": "TRAINING",
     "regnn_frames": "REGNN_FRAMES",
@@ -103,34 +100,10 @@ def race(request: pytest.FixtureRequest, benchmark, publish) -> Callable[..., Ra
     return start
 
 
-def processor() -> str:
-    """The model of the processor as it calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What a ratio depends on, and nothing that tells whose machine it was."""
-    library = native()
     machine_info.clear()
-    machine_info.update(
-        cpu=processor(),
-        cores=os.cpu_count(),
-        architecture=platform.machine(),
-        system=platform.system(),
-        isa=library.isa,
-        torch_isa=torch.backends.cpu.get_cpu_capability(),
-        versions={
-            "emc_fast": __version__,
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-            "compiler": library.stamp.get("compiler", ""),
-        },
-    )
+    machine_info.update(this_machine())
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
@@ -140,7 +113,8 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     """Keep the file small enough to commit (pytest-benchmark's own times are those of a round), and put the machine's limits into it."""
-    output_json["machine_info"]["limits"] = rounded(machine_limits(config.getoption("--threads")))
+    threads = {config.getoption("--threads"), *(race.threads for race in config.stash[RACES])}
+    output_json["machine_info"]["limits"] = rounded({name: rate for n in sorted(threads) for name, rate in machine_limits(n).items()})
     output_json["benchmarks"] = [
         {"name": item["name"], "group": item["group"], "extra_info": item["extra_info"]} for item in output_json["benchmarks"]
     ]

@@ -42,10 +42,15 @@ def matrix_product(flops: float) -> tuple[Callable[[], Any], float]:
     return lambda: torch.mm(a, b), 2.0 * n**3
 
 
+def vector_isa() -> str:
+    """The instruction set of the vector kernels in use: beside matrix tiles they are those of AVX-512."""
+    return "v4" if native().isa == "amx" else native().isa
+
+
 @functools.cache
 def kernel_exp() -> Callable[[int, int, int], None] | None:
     """The kernels' own exponential over an array, compiled for the instruction set in use; None without a compiler."""
-    compiler, isa = shutil.which("c++"), native().isa
+    compiler, isa = shutil.which("c++"), vector_isa()
     if compiler is None or isa not in FLAGS:
         return None
     folder = Path(tempfile.mkdtemp(prefix="emc-bench-"))

@@ -43,7 +43,8 @@ class Case:
     besides. `gate` replaces the usual error rule (tests/ops/parity.py) where that does not fit. Rivals run within their `contexts`;
     those in `compiled` run under `torch.compile` as well. Where rivals are `alike` (they draw nothing), they must give what ours gives.
     `shape` and `series` are those of `Race`; `memory` asks for everybody's peak. `kind` is what is recorded as the direction of what is
-    neither a forward pass nor one with its backward pass.
+    neither a forward pass nor one with its backward pass. A rival in `shares` does only that share of the work, and its time is put down
+    for all of it. `missing` says of rivals that are not here why.
     """
 
     operator: str
@@ -64,6 +65,8 @@ class Case:
     series: str = ""
     memory: bool = False
     kind: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def work(self, direction: str) -> dict[str, float]:
         which = 0 if direction == "forward" else 1
@@ -105,13 +108,13 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Stop the block by `OutOfTime` once it took so long."""
+    """Stop the block by `OutOfTime` once it took so long; again each second, for one that is raised in a finalizer is lost."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
@@ -194,6 +197,7 @@ def run_race(case: Case, direction: str, settings: Settings, benchmark: Any) -> 
     check(case, direction)
     race = Race(case.operator, case.size, case.kind or direction, settings.threads, serving(case))
     race.shape, race.series, race.work = dict(case.shape), case.series, case.work(direction)
+    race.unmeasured = dict(case.missing)
     runners = contestants(case, direction, settings, race)
     if case.memory:
         peaks = {name: peak_bytes(runner) for name, runner in runners.items()}
@@ -210,7 +214,7 @@ def run_race(case: Case, direction: str, settings: Settings, benchmark: Any) -> 
 
     def rivals_first() -> None:
         for name in order:
-            times[name].append(runners[name].seconds(calls[name][0]))
+            times[name].append(runners[name].seconds(calls[name][0]) / case.shares.get(name, 1.0))
         order.append(order.pop(0))
 
     def ours() -> None:

@@ -88,6 +88,7 @@ def report(
 ) -> None:
     """Print every race as a table; with --update also as Markdown between the markers of the documentation, and as plots."""
     from ..reporting import insert, merge, page, read_runs, summary
+    from ..reporting.page import unmeasured
     from ..reporting.plots import save_plots
 
     runs = merge(read_runs(paths or [root / "bench" / "results"]))
@@ -95,6 +96,8 @@ def report(
     for one in runs:
         for table in _tables(one):
             console.print(table)
+        for sentence in unmeasured(one.races):
+            console.print(sentence, soft_wrap=True)
     if plots is not None and not update:
         for one in runs:
             for _, file in save_plots(one, plots):
@@ -191,7 +194,8 @@ def _tables(one: Run) -> list[Table]:
     from rich.table import Table
 
     from ..reporting import OURS
-    from ..reporting.page import by_operator, heading, limit, memory, rivals_of, time
+    from ..reporting.page import SCALING, by_operator, heading, limit, memory, rivals_of, scaling_cells, threads_note, time
+    from ..reporting.races import scalings
 
     tables: list[Table] = []
     for operator, races in by_operator(one.races).items():
@@ -205,6 +209,11 @@ def _tables(one: Run) -> list[Table]:
             table.add_row(
                 race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells, *(of(race) for of in ends.values())
             )
+        tables.append(table)
+    if grown := scalings(one):
+        table = Table(*SCALING, title="along threads", caption=threads_note(one), title_justify="left", caption_justify="left")
+        for line in grown:
+            table.add_row(*(cell.strip("*") for cell in scaling_cells(line)))
         tables.append(table)
     return tables
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from .races import OURS, Race, Run
+from .machine import topology_in_words
+from .races import OURS, Race, Run, Scaling, scalings
 
 BEGIN, END = "<!-- bench: begin, written by `emc-fast bench report --update` -->", "<!-- bench: end -->"
 
@@ -73,6 +74,7 @@ def heading(run: Run) -> str:
     commits = ", ".join(commit[:12] for commit in run.commit.split()) + (" with changes" if run.dirty else "")
     isa = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
     limits = ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in _limits(run))
+    isa += f", {words}" if (words := topology_in_words(run.machine)) else ""
     return f"{run.title}{isa}; {versions}; commit {commits}; {run.date[:10]}." + (f" In the same run: {limits}." if limits else "")
 
 
@@ -96,6 +98,8 @@ def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]]
     lines = list(INTRODUCTION)
     for run in runs:
         lines += ["", f"### {run.title}", "", heading(run), "", *_summary(run)]
+        if grown := scalings(run):
+            lines += ["", "#### Along threads", "", threads_note(run), "", *table(SCALING, [scaling_cells(one) for one in grown])]
         for title, link in images(run):
             lines += ["", f"![{title}]({link})"]
         lines += ["", "<details><summary>Every race</summary>"]
@@ -111,10 +115,41 @@ def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]]
                 cells += [limit(race)] * limited + [memory(race)] * remembered
                 rows.append([race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells])
             lines += ["", f"#### {operator}", "", *table(header, rows)]
-            notes = {(name, reason): race.size for race in races for name, reason in race.unmeasured.items()}
-            lines += [""] * bool(notes) + [f"Not measured: {name} at {size}: {reason}." for (name, reason), size in notes.items()]
+            lines += [""] * any(race.unmeasured for race in races) + unmeasured(races)
         lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def unmeasured(races: Sequence[Race]) -> list[str]:
+    """A sentence for every contestant and reason why it was not measured, with all the sizes that this holds for."""
+    sizes: dict[tuple[str, str], dict[str, None]] = {}
+    for race in races:
+        for name, reason in race.unmeasured.items():
+            sizes.setdefault((name, reason), {})[f"{race.size} {race.direction}"] = None
+    return [f"Not measured: {name} at {', '.join(where)}: {reason}." for (name, reason), where in sizes.items()]
+
+
+SCALING = ("operator", "size", "direction", "threads", "ours", "ours gains", "rivals gain", "the machine gains", "against the best rival")
+
+
+def scaling_cells(one: Scaling) -> list[str]:
+    """A row under `SCALING`: what more threads give ours, the rivals and the machine, and the ratio to the best rival before and after."""
+    fewest, more = one.fewest, one.more
+    rivals = ", ".join(f"{name} {ratio(one.gain(name))}" for name in more.rivals if name in fewest.seconds)
+    machine = f"{ratio(one.machine[1])} ({one.machine[0]})" if one.machine else ""
+    best = " to ".join(f"{ratio(race.ratio(race.best_rival))} {race.best_rival}" for race in (fewest, more) if race.rivals)
+    threads, times = f"{fewest.threads} to {more.threads}", f"{time(fewest.seconds[OURS])} to {time(more.seconds[OURS])}"
+    return [more.operator, one.size, more.direction, threads, times, f"**{ratio(one.gain(OURS))}**", rivals, machine, best]
+
+
+def threads_note(run: Run) -> str:
+    """How the threads of a run are to be read: what the machine says of its cores."""
+    words = topology_in_words(run.machine)
+    says = f"This machine has {words}" if words else "What shares a core on this machine is not known"
+    return (
+        f"How many times faster the same work got with more threads. {says}: what its own copy or matrix product gained in the same rounds "
+        "is the measure. Peers of the measures run on one thread always."
+    )
 
 
 def _cell(race: Race, rival: str) -> str:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..metrics.plots import require_matplotlib, save_figure
+from .machine import topology_in_words
 from .page import by_operator, ratio
-from .races import OURS, Race, Run
+from .races import OURS, Race, Run, scalings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {OURS: "#1b6ca8", "eager": "#8c8c8c", "sdpa": "#d9822b", "compile(eager)": "#5a9e6f", "compile(sdpa)": "#a05195"}
+COLOURS |= {"published": "#a8893c", "tslearn": "#a8893c", "dtaidistance": "#b5595f", "fourier": "#5a9e6f"}
+MACHINE = "the machine's own"
 DIRECTIONS = {
     "forward": "#1b6ca8",
     "forward+backward": "#7fb2d6",
@@ -21,7 +24,7 @@ DIRECTIONS = {
     "training step": "#8fc7b3",
     "measure": "#8a6bb1",
 }
-AXES = {"T": "frames T", "B": "clips B", "d": "width d", "threads": "threads"}
+AXES = {"T": "frames T", "B": "clips B", "d": "width d"}
 
 
 def plot_ratios(run: Run) -> Figure:
@@ -73,23 +76,22 @@ def _label(race: Race) -> str:
 
 
 def series_of(run: Run) -> dict[tuple[str, str, str, int], list[Race]]:
-    """Races by operator, direction, what grows and threads (0 where those grow), along the growing number; lone ones are left out."""
+    """Races by operator, direction, what grows and threads, along the growing number; lone ones and those along threads are left out."""
     found: dict[tuple[str, str, str, int], list[Race]] = {}
     for race in run.races:
-        if race.series:
-            threads = 0 if race.series == "threads" else race.threads
-            found.setdefault((race.operator, race.direction, race.series, threads), []).append(race)
+        if race.series and race.series != "threads":
+            found.setdefault((race.operator, race.direction, race.series, race.threads), []).append(race)
     order = [*AXES, *(key[2] for key in found)]
     lines = {key: sorted(races, key=_position) for key, races in found.items() if len({_position(race) for race in races}) > 1}
     return dict(sorted(lines.items(), key=lambda item: (item[0][0], order.index(item[0][2]))))
 
 
 def _position(race: Race) -> float:
-    return race.threads if race.series == "threads" else race.shape[race.series]
+    return race.shape[race.series]
 
 
 def plot_growth(run: Run, *, memory: bool = False) -> Figure | None:
-    """Medians of every contestant along T, B, d and the threads, log-log, a panel for each series; None where none was run.
+    """Medians of every contestant along T, B and d, log-log, a panel for each series; None where none was run.
 
     With `memory` it is the peak memory of a call instead, of the series for which it was measured.
     """
@@ -148,18 +150,65 @@ def _fixed(races: Sequence[Race], threads: int) -> str:
     """The numbers that are the same along a series."""
     first = races[0].shape
     same = {name: value for name, value in first.items() if all(race.shape.get(name) == value for race in races)}
-    return ", ".join([*(f"{name} {value:g}" for name, value in same.items()), *[f"{threads} thread{'s' * (threads > 1)}"] * (threads > 0)])
+    return ", ".join([*(f"{name} {value:g}" for name, value in same.items()), f"{threads} thread{'s' * (threads > 1)}"])
+
+
+def plot_threads(run: Run) -> Figure | None:
+    """Bars of how much faster the same work got with more threads: ours, each rival, the machine's own limit; None where none was run."""
+    grown = scalings(run)
+    if not grown:
+        return None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    bars = []
+    for one in grown:
+        gains = {name: one.gain(name) for name in one.more.seconds if name in one.fewest.seconds}
+        bars.append(gains | ({MACHINE: one.machine[1]} if one.machine else {}))
+    heights = [len(gains) + 0.8 for gains in bars]
+    figure = Figure(figsize=(9.5, 1.2 + 0.155 * sum(heights)), layout="constrained")
+    axes = figure.subplots()
+    named: dict[str, Any] = {}
+    places, place = [], 0.0
+    for one, gains in zip(grown, bars, strict=True):
+        places.append(place + (len(gains) - 1) / 2)
+        for name, gain in gains.items():
+            style: dict[str, Any] = {"color": COLOURS.get(name, "#5a9e6f")}
+            if name == MACHINE:
+                style = {"facecolor": "white", "edgecolor": "0.5", "hatch": "////"}
+            axes.barh(place, gain, height=0.85, **style)
+            note = f" {gain:.2f}" + (f" ({one.machine[0]})" if name == MACHINE and one.machine else "")
+            axes.annotate(note, (gain, place), va="center", fontsize=6.5, color="0.25")
+            named.setdefault(name, Patch(label=name, **style))
+            place += 1
+        place += 0.8
+    labels = [f"{one.more.operator}, {one.size}\n{one.more.direction}, {one.fewest.threads} to {one.more.threads} threads" for one in grown]
+    axes.set_yticks(places, labels, fontsize=7)
+    axes.set_ylim(place - 0.8, -0.8)
+    for number in sorted({1.0, *(one.more.threads / one.fewest.threads for one in grown)}):
+        axes.axvline(number, color="black", linewidth=0.8, linestyle="-" if number == 1 else ":")
+    axes.set_xlim(0, 1.12 * max(max(gains.values()) for gains in bars))
+    words = topology_in_words(run.machine)
+    axes.set_xlabel("times faster with more threads" + (f"; {words}" if words else ""), fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=list(named.values()), loc="outside upper right", ncols=len(named), fontsize=8, frameon=False)
+    return figure
 
 
 def save_plots(run: Run, folder: Path) -> list[tuple[str, Path]]:
     """Write the plots of a run into a folder as PNG; title and path of each."""
     folder.mkdir(parents=True, exist_ok=True)
     ratios = plot_ratios(run) if any(race.rivals and not race.series for race in run.races) else None
-    figures = {"ratios": ratios, "growth": plot_growth(run), "memory": plot_growth(run, memory=True)}
+    figures = {"ratios": ratios, "growth": plot_growth(run), "memory": plot_growth(run, memory=True), "threads": plot_threads(run)}
     titles = {
         "ratios": "How many times faster than the best rival",
         "growth": "How the time of a call grows",
         "memory": "How the peak memory of a call grows",
+        "threads": "How many times faster with more threads",
     }
     written = []
     for name, figure in figures.items():

@@ -276,5 +276,48 @@ def merge(runs: Sequence[Run]) -> list[Run]:
         commits = list(dict.fromkeys(run.commit for run in group))
         paths = [path for run in group for path in run.paths]
         dirty = any(run.dirty for run in group)
-        merged.append(Run(paths, last.machine, " ".join(commits), dirty, last.date, list(races.values()), last.limits))
+        limits = {name: rate for run in group for name, rate in run.limits.items()}
+        merged.append(Run(paths, last.machine, " ".join(commits), dirty, last.date, list(races.values()), limits))
     return merged
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The same work with the fewest threads and with more.
+
+    Attributes:
+        fewest, more: the two races of a series along threads.
+    """
+
+    fewest: Race
+    more: Race
+
+    @property
+    def size(self) -> str:
+        """Of the work, without the series."""
+        return self.more.size.removesuffix(", along threads")
+
+    def gain(self, contestant: str) -> float:
+        """How many times faster a contestant got by the threads."""
+        return self.fewest.seconds[contestant] / self.more.seconds[contestant]
+
+    @property
+    def machine(self) -> tuple[str, float] | None:
+        """What limits the work, and how many times faster the machine itself did that with more threads; None where it was not measured.
+
+        Exponentials do not count: of the kernels' own it is assumed that threads share them out.
+        """
+        name = self.more.limit
+        if name not in ("copy", "matrix product") or name not in self.fewest.limits:
+            return None
+        return name, self.fewest.limits[name] / self.more.limits[name]
+
+
+def scalings(run: Run) -> list[Scaling]:
+    """All work of a run that was raced along threads, one entry for each number of threads beyond the least."""
+    found: dict[tuple[str, str, str], list[Race]] = {}
+    for race in run.races:
+        if race.series == "threads":
+            found.setdefault((race.operator, race.size, race.direction), []).append(race)
+    ordered = [sorted(races, key=lambda race: race.threads) for races in found.values()]
+    return [Scaling(races[0], more) for races in ordered for more in races[1:]]

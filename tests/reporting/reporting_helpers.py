@@ -11,6 +11,8 @@ from emc_fast.reporting import OURS, Race
 MACHINE = {
     "cpu": "Test(R) Processor",
     "cores": 2,
+    "threads_per_core": 2,
+    "virtual": False,
     "isa": "v4",
     "versions": {"emc_fast": "0", "torch": "2.13.0"},
     "limits": {"copy, 1 thread": 12.0, "torch.exp, 1 thread": 1.0},
@@ -45,4 +47,21 @@ def series(memory: bool = False) -> list[Race]:
     return [
         race(size=f"1 x {t}", seconds={OURS: t * 1e-6, "eager": t * t * 1e-6}, shape={"B": 1, "T": t}, series="T", peak_bytes=peak)
         for t, peak in zip((8, 64, 512), peaks, strict=True)
+    ]
+
+
+def along_threads(*numbers: int, operator: str = "op", **rest: Any) -> list[Race]:
+    """Work on which ours gains as many times as there are threads, and neither eager nor a copy gains anything from two."""
+    return [
+        race(
+            operator,
+            "4 x 8, along threads",
+            threads=n,
+            series="threads",
+            seconds={OURS: 1e-3 / n, "eager": 4e-3},
+            work={"bytes": 1e6},
+            limits={"copy": 5e-4},
+            **rest,
+        )
+        for n in numbers
     ]

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from reporting_helpers import race, series, write
+from reporting_helpers import along_threads, race, series, write
 from typer.testing import CliRunner
 
 from emc_fast.cli import app
 from emc_fast.errors import DataError
 from emc_fast.reporting import OURS, insert, page, read_run, summary
 from emc_fast.reporting.page import BEGIN, END, amount, ratio, time
-from emc_fast.reporting.plots import plot_growth, plot_ratios, save_plots
+from emc_fast.reporting.plots import plot_growth, plot_ratios, plot_threads, save_plots
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def test_page(tmp_path: Path) -> None:
     text = page([read_run(write(tmp_path / "run.json", limited, failed))])
     row = next(line for line in text.splitlines() if line.startswith("| 4 x 8"))
     assert row == ("| 4 x 8 | forward | 1 | 1 ms | 4.00x | **2.00x** | 1 GB/s, 50% of copy | 1.0 MiB (sdpa 2.0 MiB, eager 1.00 GiB) |")
-    assert "Not measured: compile(eager) at 9 x 9: did not finish." in text
+    assert "Not measured: compile(eager) at 9 x 9 forward: did not finish." in text
     assert "### Test(R) Processor, 2 cores" in text
     assert "copy, 1 thread 12 GB/s, torch.exp, 1 thread 1 Gexp/s" in text
     columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
@@ -112,14 +112,13 @@ def test_ratios_are_bars_by_operator(tmp_path: Path) -> None:
 
 
 def test_growth_is_log_log_with_a_line_per_contestant(tmp_path: Path) -> None:
-    run = read_run(write(tmp_path / "run.json", *series(), *(race(size=f"t{n}", threads=n, series="threads") for n in (1, 2))))
+    run = read_run(write(tmp_path / "run.json", *series(), *along_threads(1, 2)))
     figure = plot_growth(run)
     assert figure is not None
-    first, second = figure.axes
+    (first,) = figure.axes  # threads have a figure of their own
     assert (first.get_xscale(), first.get_yscale()) == ("log", "log")
     assert {line.get_label() for line in first.lines} == {OURS, "eager"}
     assert list(first.lines[1].get_ydata()) == pytest.approx([t * t * 1e-3 for t in (8, 64, 512)], rel=1e-4)
-    assert list(second.lines[0].get_xdata()) == [1, 2]
     assert plot_growth(run, memory=True) is None
 
 
@@ -129,6 +128,40 @@ def test_threads_do_not_mix_in_a_series(tmp_path: Path) -> None:
     assert figure is not None
     assert [len(axes.lines[0].get_xdata()) for axes in figure.axes] == [3, 3]
     assert [axes.get_title().split(", ")[-1] for axes in figure.axes] == ["1 thread", "2 threads"]
+
+
+def test_threads_are_a_table_and_bars_of_what_they_gain(tmp_path: Path) -> None:
+    races = [*along_threads(2, 1), race("other")]
+    run = read_run(write(tmp_path / "run.json", *races))
+    text = page([run])
+    row = next(line for line in text.splitlines() if "1 to 2" in line)
+    cells = "| op | 4 x 8 | forward | 1 to 2 | 1 ms to 500 µs | **2.00x** | eager 1.00x | 1.00x (copy) | 4.00x eager to 8.00x eager |"
+    assert row == cells
+    assert "2 hardware threads to a core (by its own account)" in text
+    figure = plot_threads(run)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([2, 1, 1])
+    assert [path.name.rpartition("-")[2] for _, path in save_plots(run, tmp_path)] == ["ratios.png", "threads.png"]
+    result = CliRunner().invoke(app, ["bench", "report", str(tmp_path / "run.json")])
+    assert "along threads" in result.output
+    assert plot_threads(read_run(write(tmp_path / "lone.json", *along_threads(1)))) is None
+
+
+def test_a_machine_that_does_not_say_what_shares_a_core(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path / "run.json", *along_threads(1, 2), threads_per_core=None))
+    assert "What shares a core on this machine is not known" in page([run])
+    run = read_run(write(tmp_path / "run.json", *along_threads(1, 2), threads_per_core=1, virtual=True))
+    assert "1 hardware thread to a core (it is virtual, and its hypervisor says so)" in page([run])
+
+
+def test_what_was_not_measured_is_said_once_for_all_sizes(tmp_path: Path) -> None:
+    missing = {"tslearn": "tslearn is not installed"}
+    run = write(tmp_path / "run.json", race(unmeasured=missing), race(size="9 x 9", seconds={OURS: 1.0}, unmeasured=missing))
+    sentence = "Not measured: tslearn at 4 x 8 forward, 9 x 9 forward: tslearn is not installed."
+    assert page([read_run(run)]).count(sentence) == 1
+    result = CliRunner().invoke(app, ["bench", "report", str(run)])
+    assert sentence in result.output
 
 
 def test_a_run_without_series_has_no_growth(tmp_path: Path) -> None:
