@@ -23,7 +23,10 @@ SOURCE = """
 #include "math.h"
 using namespace emc::EMC_ISA;
 extern "C" void exponentials(const float* x, float* y, long n) {
-  for (long i = 0; i + 2 * W <= n; i += 2 * W) { F a = exp(load(x + i)), b = exp(load(x + i + W)); store(y + i, a); store(y + i + W, b); }
+  for (long i = 0; i + 2 * W <= n; i += 2 * W) {
+    F a = exp_nonpositive(load(x + i)), b = exp_nonpositive(load(x + i + W));
+    store(y + i, a), store(y + i + W, b);
+  }
 }
 """
 CACHED = 1 << 15
@@ -58,8 +61,9 @@ def kernel_exp() -> Callable[[int, int, int], None] | None:
         (folder / "exp.cpp").write_text(SOURCE)
         options = ["-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fPIC", "-shared"]
         command = [compiler, *options, *FLAGS[isa], f"-DEMC_ISA={isa}", f"-I{CPU}", str(folder / "exp.cpp"), "-o", str(folder / "exp.so")]
-        if subprocess.run(command, capture_output=True).returncode:
-            return None
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the kernels' exponential does not compile, so there is nothing to hold attention against:\n{done.stderr}")
         function = ctypes.CDLL(str(folder / "exp.so")).exponentials
     finally:
         shutil.rmtree(folder)
