@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from rich.console import Console
     from rich.table import Table
@@ -157,7 +158,9 @@ class Work(str, Enum):
 
 @app.command()
 def profile(
-    work: Annotated[Work, typer.Argument(help="A training step, or the generation of ten reactions.")] = Work.step,
+    works: Annotated[
+        list[Work] | None, typer.Argument(help="A training step, or the generation of ten reactions. [default: step; both with --update]")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="trans_vae or regnn.")] = "trans_vae",
     batch: Annotated[int | None, typer.Option(min=1, help="Clips. [default: 4 for a step, 1 for a generation]")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each. [default: 256, 750]")] = None,
@@ -165,28 +168,71 @@ def profile(
     threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="Times that the work is done; shares are over all.")] = 5,
     top: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 15,
+    before: Annotated[bool, typer.Option("--before/--no-before", help="The same work on plain PyTorch too (in the source tree).")] = True,
+    update: Annotated[bool, typer.Option("--update", help="Write docs/performance.md of --root.")] = False,
+    root: Annotated[Path, typer.Option(help="Source tree that --update writes into.")] = ROOT,
 ) -> None:
-    """Print where a training step or a generation of an EMC model spends its time, operator by operator."""
+    """Print where a step or a generation of an EMC model spends its time, by kinds of work beside plain PyTorch, and by operators."""
     from rich.table import Table
 
+    from ..reporting import OURS
+    from ..reporting.machine import this_machine
+    from ..reporting.page import PROFILE_MARKERS, groups_table, insert, profile_page
     from ..reporting.profile import profile_model
 
-    lead = {Work.step: (4, 256), Work.generation: (1, 750)}[work]
-    batch, frames = batch or lead[0], frames or lead[1]
-    found = profile_model(
-        training=work is Work.step, backbone=backbone, batch=batch, frames=frames, width=width, threads=threads, repeat=repeat
-    )
-    table = Table(title=f"{backbone}, {work.value}, {batch} x {frames} x {width}, {threads} thread{'s' * (threads > 1)}")
-    for title in ("operator", "share of the time", "ms", "calls", "us a call"):
-        table.add_column(title, justify="left" if title == "operator" else "right")
-    for line in found.lines[:top]:
-        style = "bold green" if line.ours else ""
-        share = f"{line.seconds / found.seconds:.1%}"
-        cells = (line.name, share, f"{line.seconds * 1e3:.2f}", f"{line.calls:g}", f"{line.seconds / line.calls * 1e6:.1f}")
-        table.add_row(*cells, style=style)
     console = _console()
-    console.print(table)
-    console.print(found.summary(top), soft_wrap=True)
+    plain = _plain() if before else {}
+    if before and not plain:
+        console.print(f"{ROOT}: has no bench/, so plain PyTorch is not profiled beside it", soft_wrap=True)
+    leads = {Work.step: (4, 256), Work.generation: (1, 750)}
+    found = {}
+    for work in works or (list(Work) if update else [Work.step]):
+        clips, length = batch or leads[work][0], frames or leads[work][1]
+        profiles = profile_model(
+            training=work is Work.step,
+            backbone=backbone,
+            batch=clips,
+            frames=length,
+            width=width,
+            threads=threads,
+            repeat=repeat,
+            plain=plain,
+        )
+        title = f"{backbone}, {work.value}, {clips} x {length} x {width}, {threads} thread{'s' * (threads > 1)}"
+        found[title] = profiles
+        header, rows = groups_table(profiles)
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        ours = profiles[OURS]
+        table = Table(title=f"{title}: {OURS}")
+        for name in ("operator", "for", "share of the time", "ms", "calls", "us a call"):
+            table.add_column(name, justify="left" if name in ("operator", "for") else "right")
+        for line in ours.lines[:top]:
+            share = f"{line.seconds / ours.seconds:.1%}"
+            cells = (share, f"{line.seconds * 1e3:.2f}", f"{line.calls:g}", f"{line.seconds / line.calls * 1e6:.1f}")
+            table.add_row(line.name, line.group, *cells, style="bold green" if line.ours else "")
+        console.print(table)
+        console.print(ours.summary(top), soft_wrap=True)
+        console.print(ours.largest(), soft_wrap=True)
+    if update:
+        file = root / "docs" / "performance.md"
+        changed = insert(file, profile_page(this_machine(), found), PROFILE_MARKERS)
+        console.print(f"{file}: {'written' if changed else 'is up to date'}", soft_wrap=True)
+
+
+def _plain() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """The contexts of bench/rivals.py that put a model on plain PyTorch; none where there is no source tree."""
+    from importlib import import_module
+
+    if not (ROOT / "bench" / "rivals.py").exists():
+        return {}
+    sys.path.insert(0, str(ROOT))
+    try:
+        return dict(import_module("bench.rivals").PLAIN)
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 def _tables(one: Run) -> list[Table]:
