@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,40 +42,79 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Race torch.compile too; takes most of the time.")] = True,
     budget: Annotated[float, typer.Option(min=0.01, help="Seconds for one race, preparations apart.")] = 2.0,
-    compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model too: up to five minutes.")] = False,
+    compile_within: Annotated[float, typer.Option(min=0.1, help="Seconds that torch.compile may take for one rival.")] = 120.0,
+    compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model's training step too.")] = False,
+    within: Annotated[float, typer.Option(min=1, help="Seconds that one file of bench/ may take; the next one goes on then.")] = 900.0,
     select: Annotated[str | None, typer.Option("-k", help="Only benchmarks of this expression, as pytest takes it.")] = None,
 ) -> None:
-    """Run `pytest bench/` of the source tree and keep its JSON: under eight minutes of a quiet machine, with --full under twenty-five."""
+    """Run the files of bench/ in the source tree one by one, each in a process of its own, and keep their races in one JSON file.
+
+    What fails or does not finish is named at the end; what passed is kept beside, and taken up by no report. docs/performance.md says how
+    long a run takes.
+    """
     import os
-    import subprocess
     import tempfile
 
     from ..errors import EmcError
     from ..reporting.races import read_run, write_compact
 
-    if not (ROOT / "bench" / "conftest.py").exists():
+    files = sorted(path.name for path in (ROOT / "bench").glob("bench_*.py"))
+    if not files:
         raise EmcError(
             f"{ROOT}: has no bench/; the benchmarks are in the source tree and not in the package: git clone, then pip install -e ."
         )
+    options = ["--threads", str(threads), "--budget", str(budget), "--compile-within", str(compile_within)]
+    options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
+    options += ["-k", select] if select else []
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder) / "run.json"
-        options = ["--threads", str(threads), "--budget", str(budget), f"--benchmark-json={fresh}"]
-        options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
-        options += ["-k", select] if select else []
-        command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", "-q", *options]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}).returncode
-        if not fresh.exists() or not fresh.stat().st_size:
-            raise EmcError(f"pytest bench/ ended with status {code} and measured nothing")
-        measured = read_run(fresh)
-        out = out or ROOT / "bench" / "results" / measured.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
+        parts: list[Path] = []
+        for file in files:
+            part = Path(folder) / f"{file}.json"
+            command = [sys.executable, "-m", "pytest", f"bench/{file}", "-p", "no:cacheprovider", "-q", *options]
+            code = _bounded([*command, f"--benchmark-json={part}"], within, cwd=ROOT, env=environment)
+            if code is None:
+                wrong.append(f"{file} did not finish in {within:g} s")
+            elif code not in (0, 5):  # 5: nothing of it was selected
+                wrong.append(f"{file} ended with status {code}")
+            if part.exists() and part.stat().st_size:
+                parts.append(part)
+        if not parts:
+            raise EmcError("; ".join(["nothing was measured", *wrong]))
+        first = read_run(parts[0])
+        out = out or ROOT / "bench" / "results" / first.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        if code:
+        if wrong:
             out = out.with_name(out.name + ".partial")
-        write_compact(fresh, out)
-        if code:
-            raise EmcError(f"pytest bench/ ended with status {code}; what passed is in {out}, which no report takes up by itself")
-    _console().print(f"{out}: {len(measured.races)} races", soft_wrap=True)
+        write_compact(parts, out)
+    if wrong:
+        raise EmcError(f"{'; '.join(wrong)}: what passed is in {out}, which no report takes up by itself")
+    _console().print(f"{out}: {len(read_run(out).races)} races", soft_wrap=True)
+
+
+def _bounded(command: list[str], seconds: float, grace: float = 30.0, **options: Any) -> int | None:
+    """Run a command and all that it starts; None where that did not end in so many seconds.
+
+    It is asked to stop first, as by Ctrl-C, whereupon pytest still writes what it has measured; whoever does not in time is killed.
+    """
+    import os
+    import signal
+    import subprocess
+
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its compilers too
+        process.wait()
 
 
 @app.command()

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,23 +157,44 @@ def test_profile_is_written_into_the_documentation(tmp_path: Path) -> None:
     assert (ROOT / "docs" / "performance.md").read_text().count(PROFILE_MARKERS[0]) == 1
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_run_keeps_what_passed(tmp_path: Path, monkeypatch, code: int) -> None:
-    def pytest_run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
-        write(Path(file), race())
-        return subprocess.CompletedProcess(command, code)
+@pytest.mark.parametrize(("code", "says"), [(0, ""), (1, "bench_model.py ended with status 1"), (None, "bench_model.py did not finish")])
+def test_run_puts_files_together_and_keeps_what_passed(tmp_path: Path, monkeypatch, code: int | None, says: str) -> None:
+    from emc_fast.cli import bench
 
-    monkeypatch.setattr(subprocess, "run", pytest_run)
+    def run(command: list[str], seconds: float, **_: object) -> int | None:
+        file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
+        wanted = {"bench/bench_dtw.py": 0, "bench/bench_model.py": code}
+        name = next(part for part in command if part.startswith("bench/"))
+        if name not in wanted:
+            Path(file).touch()
+            return 5
+        write(Path(file), race(name))
+        return wanted[name]
+
+    monkeypatch.setattr(bench, "_bounded", run)
     out = tmp_path / "deep" / "run.json"
     result = CliRunner().invoke(app, ["bench", "run", "--out", str(out)])
-    if code:
-        assert "ended with status 1" in str(result.exception)
+    if code != 0:
+        assert says in str(result.exception)
         assert not out.exists()
         out = out.with_name("run.json.partial")
     else:
         assert result.exit_code == 0, result.output
-    assert len(read_run(out).races) == 1
+        assert "run.json: 2 races" in result.output
+    assert [one.operator for one in read_run(out).races] == ["bench/bench_dtw.py", "bench/bench_model.py"]
+
+
+def test_what_does_not_finish_is_asked_to_stop_and_then_killed(tmp_path: Path) -> None:
+    from emc_fast.cli.bench import _bounded
+
+    kind = "import sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(sys.argv[1], 'w').close()"
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    begin = time.monotonic()
+    assert _bounded([sys.executable, "-c", "raise SystemExit(3)"], 30) == 3
+    assert _bounded([sys.executable, "-c", kind, str(tmp_path / "stopped")], 1.5) is None
+    assert (tmp_path / "stopped").exists()
+    assert _bounded([sys.executable, "-c", deaf], 1, grace=0.5) is None
+    assert time.monotonic() < begin + 30
 
 
 def test_run_wants_a_source_tree(tmp_path: Path, monkeypatch) -> None:
