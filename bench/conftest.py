@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--budget", type=float, default=2.0, help="seconds that one race may take, preparations apart (default 2)")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time of a run")
     group.addoption("--compile-models", action="store_true", help="torch.compile a whole model's training step too: minutes")
-    group.addoption("--whole", action="store_true", help="FaceAIS as published; the metrics over 64 clips and a whole test set")
+    group.addoption("--whole", action="store_true", help="FaceAIS and REGNN's step as published; metrics of 64 clips and a whole test set")
     group.addoption("--compile-within", type=float, default=300.0, help="seconds that torch.compile may take for one rival (default 300)")
 
 

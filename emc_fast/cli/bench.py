@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from rich.console import Console
     from rich.table import Table
@@ -40,40 +42,79 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Race torch.compile too; takes most of the time.")] = True,
     budget: Annotated[float, typer.Option(min=0.01, help="Seconds for one race, preparations apart.")] = 2.0,
-    compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model too: up to five minutes.")] = False,
+    compile_within: Annotated[float, typer.Option(min=0.1, help="Seconds that torch.compile may take for one rival.")] = 120.0,
+    compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model's training step too.")] = False,
+    within: Annotated[float, typer.Option(min=1, help="Seconds that one file of bench/ may take; the next one goes on then.")] = 900.0,
     select: Annotated[str | None, typer.Option("-k", help="Only benchmarks of this expression, as pytest takes it.")] = None,
 ) -> None:
-    """Run `pytest bench/` of the source tree and keep its JSON: under eight minutes of a quiet machine, with --full under twenty-five."""
+    """Run the files of bench/ in the source tree one by one, each in a process of its own, and keep their races in one JSON file.
+
+    What fails or does not finish is named at the end; what passed is kept beside, and taken up by no report. docs/performance.md says how
+    long a run takes.
+    """
     import os
-    import subprocess
     import tempfile
 
     from ..errors import EmcError
     from ..reporting.races import read_run, write_compact
 
-    if not (ROOT / "bench" / "conftest.py").exists():
+    files = sorted(path.name for path in (ROOT / "bench").glob("bench_*.py"))
+    if not files:
         raise EmcError(
             f"{ROOT}: has no bench/; the benchmarks are in the source tree and not in the package: git clone, then pip install -e ."
         )
+    options = ["--threads", str(threads), "--budget", str(budget), "--compile-within", str(compile_within)]
+    options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
+    options += ["-k", select] if select else []
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder) / "run.json"
-        options = ["--threads", str(threads), "--budget", str(budget), f"--benchmark-json={fresh}"]
-        options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
-        options += ["-k", select] if select else []
-        command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", "-q", *options]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}).returncode
-        if not fresh.exists() or not fresh.stat().st_size:
-            raise EmcError(f"pytest bench/ ended with status {code} and measured nothing")
-        measured = read_run(fresh)
-        out = out or ROOT / "bench" / "results" / measured.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
+        parts: list[Path] = []
+        for file in files:
+            part = Path(folder) / f"{file}.json"
+            command = [sys.executable, "-m", "pytest", f"bench/{file}", "-p", "no:cacheprovider", "-q", *options]
+            code = _bounded([*command, f"--benchmark-json={part}"], within, cwd=ROOT, env=environment)
+            if code is None:
+                wrong.append(f"{file} did not finish in {within:g} s")
+            elif code not in (0, 5):  # 5: nothing of it was selected
+                wrong.append(f"{file} ended with status {code}")
+            if part.exists() and part.stat().st_size:
+                parts.append(part)
+        if not parts:
+            raise EmcError("; ".join(["nothing was measured", *wrong]))
+        first = read_run(parts[0])
+        out = out or ROOT / "bench" / "results" / first.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        if code:
+        if wrong:
             out = out.with_name(out.name + ".partial")
-        write_compact(fresh, out)
-        if code:
-            raise EmcError(f"pytest bench/ ended with status {code}; what passed is in {out}, which no report takes up by itself")
-    _console().print(f"{out}: {len(measured.races)} races", soft_wrap=True)
+        write_compact(parts, out)
+    if wrong:
+        raise EmcError(f"{'; '.join(wrong)}: what passed is in {out}, which no report takes up by itself")
+    _console().print(f"{out}: {len(read_run(out).races)} races", soft_wrap=True)
+
+
+def _bounded(command: list[str], seconds: float, grace: float = 30.0, **options: Any) -> int | None:
+    """Run a command and all that it starts; None where that did not end in so many seconds.
+
+    It is asked to stop first, as by Ctrl-C, whereupon pytest still writes what it has measured; whoever does not in time is killed.
+    """
+    import os
+    import signal
+    import subprocess
+
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its compilers too
+        process.wait()
 
 
 @app.command()
@@ -157,7 +198,9 @@ class Work(str, Enum):
 
 @app.command()
 def profile(
-    work: Annotated[Work, typer.Argument(help="A training step, or the generation of ten reactions.")] = Work.step,
+    works: Annotated[
+        list[Work] | None, typer.Argument(help="A training step, or the generation of ten reactions. [default: step; both with --update]")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="trans_vae or regnn.")] = "trans_vae",
     batch: Annotated[int | None, typer.Option(min=1, help="Clips. [default: 4 for a step, 1 for a generation]")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each. [default: 256, 750]")] = None,
@@ -165,28 +208,71 @@ def profile(
     threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="Times that the work is done; shares are over all.")] = 5,
     top: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 15,
+    before: Annotated[bool, typer.Option("--before/--no-before", help="The same work on plain PyTorch too (in the source tree).")] = True,
+    update: Annotated[bool, typer.Option("--update", help="Write docs/performance.md of --root.")] = False,
+    root: Annotated[Path, typer.Option(help="Source tree that --update writes into.")] = ROOT,
 ) -> None:
-    """Print where a training step or a generation of an EMC model spends its time, operator by operator."""
+    """Print where a step or a generation of an EMC model spends its time, by kinds of work beside plain PyTorch, and by operators."""
     from rich.table import Table
 
+    from ..reporting import OURS
+    from ..reporting.machine import this_machine
+    from ..reporting.page import PROFILE_MARKERS, groups_table, insert, profile_page
     from ..reporting.profile import profile_model
 
-    lead = {Work.step: (4, 256), Work.generation: (1, 750)}[work]
-    batch, frames = batch or lead[0], frames or lead[1]
-    found = profile_model(
-        training=work is Work.step, backbone=backbone, batch=batch, frames=frames, width=width, threads=threads, repeat=repeat
-    )
-    table = Table(title=f"{backbone}, {work.value}, {batch} x {frames} x {width}, {threads} thread{'s' * (threads > 1)}")
-    for title in ("operator", "share of the time", "ms", "calls", "us a call"):
-        table.add_column(title, justify="left" if title == "operator" else "right")
-    for line in found.lines[:top]:
-        style = "bold green" if line.ours else ""
-        share = f"{line.seconds / found.seconds:.1%}"
-        cells = (line.name, share, f"{line.seconds * 1e3:.2f}", f"{line.calls:g}", f"{line.seconds / line.calls * 1e6:.1f}")
-        table.add_row(*cells, style=style)
     console = _console()
-    console.print(table)
-    console.print(found.summary(top), soft_wrap=True)
+    plain = _plain() if before else {}
+    if before and not plain:
+        console.print(f"{ROOT}: has no bench/, so plain PyTorch is not profiled beside it", soft_wrap=True)
+    leads = {Work.step: (4, 256), Work.generation: (1, 750)}
+    found = {}
+    for work in works or (list(Work) if update else [Work.step]):
+        clips, length = batch or leads[work][0], frames or leads[work][1]
+        profiles = profile_model(
+            training=work is Work.step,
+            backbone=backbone,
+            batch=clips,
+            frames=length,
+            width=width,
+            threads=threads,
+            repeat=repeat,
+            plain=plain,
+        )
+        title = f"{backbone}, {work.value}, {clips} x {length} x {width}, {threads} thread{'s' * (threads > 1)}"
+        found[title] = profiles
+        header, rows = groups_table(profiles)
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        ours = profiles[OURS]
+        table = Table(title=f"{title}: {OURS}")
+        for name in ("operator", "for", "share of the time", "ms", "calls", "us a call"):
+            table.add_column(name, justify="left" if name in ("operator", "for") else "right")
+        for line in ours.lines[:top]:
+            share = f"{line.seconds / ours.seconds:.1%}"
+            cells = (share, f"{line.seconds * 1e3:.2f}", f"{line.calls:g}", f"{line.seconds / line.calls * 1e6:.1f}")
+            table.add_row(line.name, line.group, *cells, style="bold green" if line.ours else "")
+        console.print(table)
+        console.print(ours.summary(top), soft_wrap=True)
+        console.print(ours.largest(), soft_wrap=True)
+    if update:
+        file = root / "docs" / "performance.md"
+        changed = insert(file, profile_page(this_machine(), found), PROFILE_MARKERS)
+        console.print(f"{file}: {'written' if changed else 'is up to date'}", soft_wrap=True)
+
+
+def _plain() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """The contexts of bench/rivals.py that put a model on plain PyTorch; none where there is no source tree."""
+    from importlib import import_module
+
+    if not (ROOT / "bench" / "rivals.py").exists():
+        return {}
+    sys.path.insert(0, str(ROOT))
+    try:
+        return dict(import_module("bench.rivals").PLAIN)
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 def _tables(one: Run) -> list[Table]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .machine import topology_in_words
 from .races import OURS, Race, Run, Scaling, scalings
 
+if TYPE_CHECKING:
+    from .profile import Profile
+
 BEGIN, END = "<!-- bench: begin, written by `emc-fast bench report --update` -->", "<!-- bench: end -->"
+
+PROFILE_MARKERS = "<!-- profile: begin, written by `emc-fast bench profile --update` -->", "<!-- profile: end -->"
 
 INTRODUCTION = (
     "How many times faster `emc_fast` is than each rival, by medians of one interleaved run; the best rival in bold. Then our rate, with",
@@ -187,7 +193,54 @@ def _summary(run: Run) -> list[str]:
     return table(["operator", "direction", "threads", "sizes", "geometric mean", "least to most", "best rivals"], rows)
 
 
-def insert(path: Path, text: str) -> bool:
+def groups_table(profiles: Mapping[str, Profile]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the kinds of work: milliseconds and share of each in every profile, how many times the first is of the last.
+
+    The last rows are all operators together, and a whole call without the profiler.
+    """
+    names = list(profiles)
+    first, last = profiles[names[0]], profiles[names[-1]]
+    sums = {name: one.groups() for name, one in profiles.items()}
+    sides = len(names) > 1
+
+    def cell(seconds: float, whole: float) -> str:
+        return f"{time(seconds)} ({seconds / whole:.0%})"
+
+    def times(before: float, after: float) -> list[str]:
+        return [ratio(before / after) if after else ""] * sides
+
+    rows = []
+    for group in sums[names[0]]:
+        if any(some[group] for some in sums.values()):
+            cells = [cell(sums[name][group], profiles[name].seconds) for name in names]
+            rows.append([group, *cells, *times(sums[names[0]][group], sums[names[-1]][group])])
+    rows.append(["all operators", *(time(profiles[name].seconds) for name in names), *times(first.seconds, last.seconds)])
+    if all(one.wall for one in profiles.values()):
+        rows.append(["a call, not profiled", *(time(profiles[name].wall) for name in names), *times(first.wall, last.wall)])
+    return ["kind of work", *names, *[f"{names[0]} / {names[-1]}"] * sides], rows
+
+
+def profile_page(machine: Mapping[str, Any], profiles: Mapping[str, Mapping[str, Profile]]) -> str:
+    """Where work spends its time, before and after, as Markdown.
+
+    Args:
+        machine: as `this_machine` gives it.
+        profiles: by title of the work, its profiles by name, the last one ours.
+    """
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("emc_fast", "torch"))
+    lines = [
+        f"{machine['cpu']}, instruction set {machine['isa']}; {versions}. Seconds within operators, as torch's profiler has them: its own",
+        "cost is in them, and weighs more where there are many small operators. A kind holds all that an operator of this package does, or",
+        "what stands in its place, with its backward pass: attention with its projections and norm; noise with what is drawn and its",
+        "divergence; torch's products are those outside of these.",
+    ]
+    for title, some in profiles.items():
+        header, rows = groups_table(some)
+        lines += ["", f"### {title}", "", *table(header, rows), "", list(some.values())[-1].largest()]
+    return "\n".join(lines) + "\n"
+
+
+def insert(path: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> bool:
     """Put a text between the two markers of a file; True if that changed the file.
 
     Raises:
@@ -196,13 +249,14 @@ def insert(path: Path, text: str) -> bool:
     """
     from ..data.files import write_text
 
+    begin, end = markers
     content = path.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise DataError(
-            f"{path}: takes the report between the lines {BEGIN!r} and {END!r}, each once and in this order; they are not there"
+            f"{path}: takes the report between the lines {begin!r} and {end!r}, each once and in this order; they are not there"
         )
-    head, rest = content.split(BEGIN)
-    new = f"{head}{BEGIN}\n{text}{END}{rest.split(END)[1]}"
+    head, rest = content.split(begin)
+    new = f"{head}{begin}\n{text}{end}{rest.split(end)[1]}"
     if new != content:
         write_text(path, new)
     return new != content

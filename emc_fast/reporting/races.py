@@ -194,12 +194,20 @@ class Run:
         return slug(self.title)
 
 
-def write_compact(source: Path, target: Path) -> None:
-    """Copy a file of races with one line per benchmark: small, and changes show line by line."""
+def write_compact(sources: Sequence[Path], target: Path) -> None:
+    """Copy files of races of one machine into one with a line per benchmark: small, and changes show line by line.
+
+    The first one says what machine and when; of what the machine can do, the best of all counts.
+    """
     from ..data.files import write_text
 
-    content = json.loads(source.read_text(encoding="utf-8"))
-    lines = [json.dumps(item, ensure_ascii=False) for item in content.pop("benchmarks")]
+    first, *others = (json.loads(source.read_text(encoding="utf-8")) for source in sources)
+    lines = [json.dumps(item, ensure_ascii=False) for content in (first, *others) for item in content["benchmarks"]]
+    limits = first["machine_info"].get("limits", {})
+    for content in others:
+        for name, rate in content["machine_info"].get("limits", {}).items():
+            limits[name] = max(rate, limits.get(name, rate))
+    content = {name: value for name, value in first.items() if name != "benchmarks"}
     head = json.dumps(content, ensure_ascii=False, indent=1).rstrip().removesuffix("}").rstrip()
     write_text(target, f'{head},\n "benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
 

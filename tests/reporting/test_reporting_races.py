@@ -130,10 +130,22 @@ def test_folders_are_read_and_later_races_replace_earlier_ones(tmp_path: Path) -
 
 def test_a_compact_file_says_the_same(tmp_path: Path) -> None:
     source = write(tmp_path / "run.json", race(), race(threads=2))
-    write_compact(source, tmp_path / "small.json")
+    write_compact([source], tmp_path / "small.json")
     assert json.loads((tmp_path / "small.json").read_text()) == json.loads(source.read_text())
     lines = (tmp_path / "small.json").read_text().splitlines()
     assert sum('"extra_info"' in line for line in lines) == 2
+
+
+def test_compact_files_are_put_together(tmp_path: Path) -> None:
+    slow, quick = ({"copy, 1 thread": 10.0, **more} for more in ({"torch.exp, 1 thread": 1.0}, {"copy, 2 threads": 20.0}))
+    sources = [
+        write(tmp_path / "a.json", race("a"), limits=slow),
+        write(tmp_path / "b.json", race("b"), race("c"), limits=quick | {"copy, 1 thread": 12.0}),
+    ]
+    write_compact(sources, tmp_path / "small.json")
+    run = read_run(tmp_path / "small.json")
+    assert [one.operator for one in run.races] == ["a", "b", "c"]
+    assert run.limits == {"copy, 1 thread": 12.0, "torch.exp, 1 thread": 1.0, "copy, 2 threads": 20.0}
 
 
 def test_slug() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from typer.testing import CliRunner
 
 from emc_fast.cli import app
 from emc_fast.reporting import OURS, machine, read_run
-from emc_fast.reporting.profile import profile
+from emc_fast.reporting.page import PROFILE_MARKERS
+from emc_fast.reporting.profile import group_of, operators_named, profile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,32 +72,129 @@ def test_profile_names_our_operators() -> None:
     assert re.search(r"\d+% in kernels of emc_fast", found.summary(5))
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("emc_fast::attention_block_fused_backward", "attention"),
+        ("emc_fast::fusion_kl_categorical_backward", "KL"),
+        ("emc_fast::philox_normal", "noise"),
+        ("emc_fast::dtw", "other"),
+        ("aten::addmm", "products"),
+        ("Optimizer.step#AdamW.step", "optimizer"),
+        ("aten::softmax", "other"),
+    ],
+)
+def test_operators_outside_of_ours_go_by_their_names(name: str, group: str) -> None:
+    assert group_of(name) == group
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_work_is_grouped_by_what_it_is_for(plain: bool) -> None:
+    """Backward passes too, and whether ours or plain PyTorch does it: only the product outside of the block is one of torch's products."""
+    from emc_fast import ops
+    from emc_fast.nn import EmotionAwareAttention
+
+    names = ("attention", "attention_block", "fusion_kl", "reparameterize")
+    originals = {name: getattr(ops, name) for name in names}
+    block, outside = EmotionAwareAttention(16, 2), torch.nn.Linear(16, 16)
+    x = torch.randn(2, 8, 16)
+
+    def step() -> None:
+        out = outside(block(x, x))
+        z, kl = ops.reparameterize(out, out, seed=3)
+        total = z.square().mean() + kl.mean() + ops.fusion_kl((z, None), (out, None), (out, None))
+        total.backward()
+
+    context = (lambda: import_plain()["eager"]()) if plain else contextlib.nullcontext
+    with context(), operators_named():
+        found = profile(step, repeat=2)
+    assert {name: getattr(ops, name) for name in names} == originals
+    sums = found.groups()
+    assert all(sums[group] > 0 for group in ("attention", "noise", "KL", "products", "other"))
+    assert sum(sums.values()) == pytest.approx(found.seconds)
+    calls = {(line.name, line.group): line.calls for line in found.lines}
+    assert calls["aten::addmm", "products"] == 1
+    assert calls["aten::mm", "products"] == 2  # its backward pass
+    if plain:
+        assert calls["aten::bmm", "attention"] == 3 * 6  # scores and values of three blocks, each with two gradients
+        assert ("aten::bmm", "products") not in calls
+    else:
+        assert any(name.startswith("emc_fast::") and "backward" in name and group == "attention" for name, group in calls)
+
+
+def import_plain() -> dict[str, object]:
+    from emc_fast.cli.bench import _plain
+
+    return _plain()
+
+
 def test_profile_command() -> None:
     before = torch.get_num_threads()
     arguments = ["bench", "profile", "generation", "--frames", "8", "--width", "16", "--repeat", "1", "--top", "5"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "trans_vae, generation, 1 x 8 x 16, 1 thread" in result.output
+    assert "eager / emc_fast" in result.output
+    assert "The 3 largest costs that are left: " in result.output
     assert torch.get_num_threads() == before
+    alone = CliRunner().invoke(app, [*arguments, "--no-before"], catch_exceptions=False)
+    assert "eager" not in alone.output
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_run_keeps_what_passed(tmp_path: Path, monkeypatch, code: int) -> None:
-    def pytest_run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+def test_profile_is_written_into_the_documentation(tmp_path: Path) -> None:
+    file = tmp_path / "docs" / "performance.md"
+    file.parent.mkdir()
+    file.write_text("# Title\n{}\n{}\nend\n".format(*PROFILE_MARKERS))
+    arguments = ["bench", "profile", "--frames", "8", "--width", "16", "--repeat", "1", "--update", "--root", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    text = file.read_text()
+    assert "### trans_vae, step, 4 x 8 x 16, 1 thread" in text
+    assert "### trans_vae, generation, 1 x 8 x 16, 1 thread" in text
+    assert "| kind of work | eager | sdpa | emc_fast | eager / emc_fast |" in text
+    assert text.count("The 3 largest costs that are left: ") == 2
+    assert text.endswith("\nend\n")
+    assert (ROOT / "docs" / "performance.md").read_text().count(PROFILE_MARKERS[0]) == 1
+
+
+@pytest.mark.parametrize(("code", "says"), [(0, ""), (1, "bench_model.py ended with status 1"), (None, "bench_model.py did not finish")])
+def test_run_puts_files_together_and_keeps_what_passed(tmp_path: Path, monkeypatch, code: int | None, says: str) -> None:
+    from emc_fast.cli import bench
+
+    def run(command: list[str], seconds: float, **_: object) -> int | None:
         file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
-        write(Path(file), race())
-        return subprocess.CompletedProcess(command, code)
+        wanted = {"bench/bench_dtw.py": 0, "bench/bench_model.py": code}
+        name = next(part for part in command if part.startswith("bench/"))
+        if name not in wanted:
+            Path(file).touch()
+            return 5
+        write(Path(file), race(name))
+        return wanted[name]
 
-    monkeypatch.setattr(subprocess, "run", pytest_run)
+    monkeypatch.setattr(bench, "_bounded", run)
     out = tmp_path / "deep" / "run.json"
     result = CliRunner().invoke(app, ["bench", "run", "--out", str(out)])
-    if code:
-        assert "ended with status 1" in str(result.exception)
+    if code != 0:
+        assert says in str(result.exception)
         assert not out.exists()
         out = out.with_name("run.json.partial")
     else:
         assert result.exit_code == 0, result.output
-    assert len(read_run(out).races) == 1
+        assert "run.json: 2 races" in result.output
+    assert [one.operator for one in read_run(out).races] == ["bench/bench_dtw.py", "bench/bench_model.py"]
+
+
+def test_what_does_not_finish_is_asked_to_stop_and_then_killed(tmp_path: Path) -> None:
+    from emc_fast.cli.bench import _bounded
+
+    kind = "import sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(sys.argv[1], 'w').close()"
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    begin = time.monotonic()
+    assert _bounded([sys.executable, "-c", "raise SystemExit(3)"], 30) == 3
+    assert _bounded([sys.executable, "-c", kind, str(tmp_path / "stopped")], 1.5) is None
+    assert (tmp_path / "stopped").exists()
+    assert _bounded([sys.executable, "-c", deaf], 1, grace=0.5) is None
+    assert time.monotonic() < begin + 30
 
 
 def test_run_wants_a_source_tree(tmp_path: Path, monkeypatch) -> None:
