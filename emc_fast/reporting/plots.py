@@ -27,12 +27,17 @@ DIRECTIONS = {
 AXES = {"T": "frames T", "B": "clips B", "d": "width d"}
 
 
-def plot_ratios(run: Run) -> Figure:
+def _barred(run: Run, *, measures: bool) -> list[Race]:
+    return [race for race in run.races if race.rivals and not race.series and (race.direction == "measure") == measures]
+
+
+def plot_ratios(run: Run, *, measures: bool = False) -> Figure:
     """A horizontal bar per race: how many times faster than the best rival, on a logarithmic scale, operator by operator.
 
-    The whisker spans the quartiles over rounds. Races of a series are left to `plot_growth`.
+    The whisker spans the quartiles over rounds. Races of a series are left to `plot_growth` and `plot_threads`. The measures, which are
+    hundreds of times faster, are drawn by themselves, with `measures`.
     """
-    races = [race for race in run.races if race.rivals and not race.series]
+    races = _barred(run, measures=measures)
     groups = by_operator(races)
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -202,10 +207,14 @@ def plot_threads(run: Run) -> Figure | None:
 def save_plots(run: Run, folder: Path) -> list[tuple[str, Path]]:
     """Write the plots of a run into a folder as PNG; title and path of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    ratios = plot_ratios(run) if any(race.rivals and not race.series for race in run.races) else None
-    figures = {"ratios": ratios, "growth": plot_growth(run), "memory": plot_growth(run, memory=True), "threads": plot_threads(run)}
+    figures = {
+        name: plot_ratios(run, measures=measures) if _barred(run, measures=measures) else None
+        for name, measures in (("ratios", False), ("measures", True))
+    }
+    figures |= {"growth": plot_growth(run), "memory": plot_growth(run, memory=True), "threads": plot_threads(run)}
     titles = {
         "ratios": "How many times faster than the best rival",
+        "measures": "How many times faster the measures are than the best rival",
         "growth": "How the time of a call grows",
         "memory": "How the peak memory of a call grows",
         "threads": "How many times faster with more threads",

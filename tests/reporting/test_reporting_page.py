@@ -111,6 +111,13 @@ def test_ratios_are_bars_by_operator(tmp_path: Path) -> None:
     assert [len(axes.patches) for axes in figure.axes] == [1, 2]
 
 
+def test_measures_have_a_figure_of_their_own(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path / "run.json", race(), race("FRDist", direction="measure")))
+    titles = [[axes.get_title(loc="left") for axes in plot_ratios(run, measures=measures).axes] for measures in (False, True)]
+    assert titles == [["op"], ["FRDist"]]
+    assert [path.name.rpartition("-")[2] for _, path in save_plots(run, tmp_path)] == ["ratios.png", "measures.png"]
+
+
 def test_growth_is_log_log_with_a_line_per_contestant(tmp_path: Path) -> None:
     run = read_run(write(tmp_path / "run.json", *series(), *along_threads(1, 2)))
     figure = plot_growth(run)
