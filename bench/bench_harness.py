@@ -13,7 +13,7 @@ from emc_fast.ops import use_backend
 
 from .costs import CLEAR, dispatched, peak_bytes
 from .limits import exponentials
-from .race import OutOfTime, deadline
+from .race import Case, OutOfTime, Settings, deadline, run_race
 from .rivals import PLAIN
 
 MIB = 2**20
@@ -79,3 +79,50 @@ def test_both_exponentials_are_exponentials() -> None:
         call, amount = pair
         call()
         assert amount > 0
+
+
+class Rounds:
+    """Enough of pytest-benchmark's fixture for a race that goes into no file."""
+
+    disabled = False
+
+    def __init__(self) -> None:
+        self.group, self.extra_info = "", {}
+
+    def pedantic(self, function, setup, rounds, warmup_rounds) -> None:
+        for _ in range(rounds):
+            setup()
+            function()
+
+
+def test_a_share_of_the_work_is_put_down_for_all_of_it() -> None:
+    case = Case(
+        "op",
+        "1",
+        lambda: time.sleep(2e-3),
+        {},
+        {"peer": lambda: time.sleep(2e-3)},
+        gate=lambda: None,
+        alike=False,
+        shares={"peer": 0.1},
+        missing={"other": "is not installed"},
+        kind="measure",
+    )
+    race = run_race(case, "forward", Settings(0.1, False, 1.0, 1), Rounds())
+    assert 7 < race.ratio("peer") < 14
+    assert all(7 < value < 14 for value in race.quartiles["peer"])
+    assert race.unmeasured == {"other": "is not installed"}
+
+
+def test_a_compiler_that_loses_the_alarm_is_stopped_by_the_next() -> None:
+    begin = time.monotonic()
+
+    def compiler() -> None:
+        with deadline(0.2):
+            with suppress(OutOfTime):  # as in a finalizer
+                time.sleep(10)
+            time.sleep(10)
+
+    with pytest.raises(OutOfTime):
+        compiler()
+    assert time.monotonic() < begin + 5

@@ -58,8 +58,7 @@ def run(
     from ..errors import EmcError
     from ..reporting.races import read_run, write_compact
 
-    files = sorted(path.name for path in (ROOT / "bench").glob("bench_*.py"))
-    if not files:
+    if not (ROOT / "bench" / "conftest.py").exists():
         raise EmcError(
             f"{ROOT}: has no bench/; the benchmarks are in the source tree and not in the package: git clone, then pip install -e ."
         )
@@ -71,13 +70,13 @@ def run(
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         parts: list[Path] = []
-        for file in files:
+        for file in _selected(options, environment):
             part = Path(folder) / f"{file}.json"
             command = [sys.executable, "-m", "pytest", f"bench/{file}", "-p", "no:cacheprovider", "-q", *options]
             code = _bounded([*command, f"--benchmark-json={part}"], within, cwd=ROOT, env=environment)
             if code is None:
                 wrong.append(f"{file} did not finish in {within:g} s")
-            elif code not in (0, 5):  # 5: nothing of it was selected
+            elif code:
                 wrong.append(f"{file} ended with status {code}")
             if part.exists() and part.stat().st_size:
                 parts.append(part)
@@ -94,27 +93,38 @@ def run(
     _console().print(f"{out}: {len(read_run(out).races)} races", soft_wrap=True)
 
 
-def _bounded(command: list[str], seconds: float, grace: float = 30.0, **options: Any) -> int | None:
-    """Run a command and all that it starts; None where that did not end in so many seconds.
+def _selected(options: list[str], environment: dict[str, str]) -> list[str]:
+    """The files of bench/ that have something to run under such options of pytest."""
+    import subprocess
 
-    It is asked to stop first, as by Ctrl-C, whereupon pytest still writes what it has measured; whoever does not in time is killed.
+    from ..errors import EmcError
+
+    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", "-q", "--collect-only", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 5):  # 5: nothing is selected
+        raise EmcError(f"pytest bench/ cannot be collected (status {done.returncode}):\n{(done.stdout + done.stderr)[-2000:]}")
+    found = (line.partition("::")[0].rpartition("/")[2] for line in done.stdout.splitlines() if "::" in line)
+    return list(dict.fromkeys(found))
+
+
+def _bounded(command: list[str], seconds: float, grace: float = 30.0, **options: Any) -> int | None:
+    """Run a command; None where it did not end in so many seconds.
+
+    It is asked to stop first, as by Ctrl-C, whereupon pytest still writes what it has measured; if it does not in time it is killed.
     """
-    import os
     import signal
     import subprocess
 
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-        return None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its compilers too
-        process.wait()
+    with subprocess.Popen(command, **options) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+            return None
+        finally:
+            process.kill()
 
 
 @app.command()

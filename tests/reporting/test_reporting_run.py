@@ -17,6 +17,7 @@ from reporting_helpers import race, write
 from typer.testing import CliRunner
 
 from emc_fast.cli import app
+from emc_fast.errors import EmcError
 from emc_fast.reporting import OURS, machine, read_run
 from emc_fast.reporting.page import PROFILE_MARKERS
 from emc_fast.reporting.profile import group_of, operators_named, profile
@@ -163,15 +164,12 @@ def test_run_puts_files_together_and_keeps_what_passed(tmp_path: Path, monkeypat
 
     def run(command: list[str], seconds: float, **_: object) -> int | None:
         file = next(option for option in command if option.startswith("--benchmark-json=")).partition("=")[2]
-        wanted = {"bench/bench_dtw.py": 0, "bench/bench_model.py": code}
         name = next(part for part in command if part.startswith("bench/"))
-        if name not in wanted:
-            Path(file).touch()
-            return 5
         write(Path(file), race(name))
-        return wanted[name]
+        return code if name == "bench/bench_model.py" else 0
 
     monkeypatch.setattr(bench, "_bounded", run)
+    monkeypatch.setattr(bench, "_selected", lambda *_: ["bench_dtw.py", "bench_model.py"])
     out = tmp_path / "deep" / "run.json"
     result = CliRunner().invoke(app, ["bench", "run", "--out", str(out)])
     if code != 0:
@@ -182,6 +180,16 @@ def test_run_puts_files_together_and_keeps_what_passed(tmp_path: Path, monkeypat
         assert result.exit_code == 0, result.output
         assert "run.json: 2 races" in result.output
     assert [one.operator for one in read_run(out).races] == ["bench/bench_dtw.py", "bench/bench_model.py"]
+
+
+def test_only_files_with_something_to_run_are_run() -> None:
+    from emc_fast.cli.bench import _selected
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": str(ROOT)}
+    assert _selected(["-k", "frdist or lagged_correlation"], environment) == ["bench_lagged_correlation.py", "bench_metrics.py"]
+    assert _selected(["-k", "nothing_is_called_so"], environment) == []
+    with pytest.raises(EmcError, match="cannot be collected"):
+        _selected(["--no-such-option"], environment)
 
 
 def test_what_does_not_finish_is_asked_to_stop_and_then_killed(tmp_path: Path) -> None:
