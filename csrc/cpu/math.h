@@ -59,7 +59,7 @@ struct Deviation {
   }
 };
 
-// e^x for x <= 0, where softmax lives: exactly 0 below about -87.7 (no subnormals), NaN stays. Cheaper than exp, as accurate.
+// e^x for x <= 0, where softmax lives: exactly 0 below about -87.7 (no subnormals), NaN stays.
 EMC_INLINE F exp_nonpositive(F x) {
   x = at_least(x, -88.f);
   constexpr float kMagic = 0x1.8p23f + 127.f;  // the low bits hold the nearest integer and the bias of an exponent

@@ -59,11 +59,6 @@ inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int6
     for (int v = 0; v < 2; ++v) store(sums + r * stride + v * W, load(sums + r * stride + v * W) + tile[r][v]);
 }
 
-template <int R>
-struct Height {
-  static constexpr int kCount = R;
-};
-
 // sums [rows][padded columns] += up to 32 rows from `row` on times `inner` of the inner dimension from `k` on; b's blocks of 32 columns lie
 // `b_step` floats apart.
 inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k, int64_t inner, const float* b, int64_t b_step, float* copy,
@@ -80,12 +75,12 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k,
       const int64_t terms = least(kTerms, inner - from);
       const float* block = b + column / kProductColumns * b_step + column % kProductColumns + from * kProductColumns;
       const auto tile = [&](auto height, int64_t r) __attribute__((always_inline)) {
-        multiply_tile<decltype(height)::kCount>(x + r * x_stride + from, x_stride, block, terms, sums + r * stride + column, stride);
+        multiply_tile<decltype(height)::kValue>(x + r * x_stride + from, x_stride, block, terms, sums + r * stride + column, stride);
       };
       int64_t r = 0;
-      for (; r + kTileRows <= rows; r += kTileRows) tile(Height<kTileRows>(), r);
-      for (; r + 2 <= rows; r += 2) tile(Height<2>(), r);
-      if (r < rows) tile(Height<1>(), r);
+      for (; r + kTileRows <= rows; r += kTileRows) tile(Number<kTileRows>(), r);
+      for (; r + 2 <= rows; r += 2) tile(Number<2>(), r);
+      if (r < rows) tile(Number<1>(), r);
     }
 }
 

@@ -12,7 +12,7 @@ void fill(const Noise& noise, T* out, int64_t width, int64_t begin, int64_t end)
   for (int64_t row = begin; row < end; ++row, rows.next()) {
     T* y = out + row * width;
     for_groups(width, [&](auto groups, int64_t group) __attribute__((always_inline)) {
-      constexpr int N = decltype(groups)::kCount;
+      constexpr int N = decltype(groups)::kValue;
       F x[N][4];
       if (kNormal) {
         normals(rows.now(), group, x);
@@ -52,7 +52,7 @@ void dropout_rows(const Noise& noise, double p, const Rows& x, void* out, int64_
     const T* from = row_pointer<const T>(x, row);
     T* to = static_cast<T*>(out) + row * x.width;
     for_groups(x.width, [&](auto groups, int64_t group) __attribute__((always_inline)) {
-      constexpr int N = decltype(groups)::kCount;
+      constexpr int N = decltype(groups)::kValue;
       U w[N][4];
       for (int k = 0; k < 4 * N; ++k) prefetch(from + group * kGroup + k * W);
       words(rows.now(), group, w);

@@ -193,17 +193,13 @@ EMC_INLINE void normals(const NoiseRow& row, int64_t group, F (&x)[N][4]) {
   }
 }
 
-// Calls body(Groups<N>(), group) for the groups of a row, N of them from `group` on: two where the registers hold both.
-template <int N>
-struct Groups {
-  static constexpr int kCount = N;
-};
+// Calls body(Number<N>(), group) for the groups of a row, N of them from `group` on: two where the registers hold both.
 template <class Body>
 EMC_INLINE void for_groups(int64_t width, const Body& body) {
   int64_t group = 0;
   if constexpr (W == 16)
-    for (; (group + 1) * kGroup < width; group += 2) body(Groups<2>(), group);
-  for (; group * kGroup < width; ++group) body(Groups<1>(), group);
+    for (; (group + 1) * kGroup < width; group += 2) body(Number<2>(), group);
+  for (; group * kGroup < width; ++group) body(Number<1>(), group);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ EMC_INLINE void for_noise(const ReparameterizeArgs& a, int64_t row, const NoiseR
   const T* given = a.noise.data != nullptr ? row_pointer<const T>(a.noise, row) : nullptr;
   const int64_t width = a.mu.width;
   for_groups(width, [&](auto groups, int64_t group) __attribute__((always_inline)) {
-    constexpr int N = decltype(groups)::kCount;
+    constexpr int N = decltype(groups)::kValue;
     F eps[N][4];
     if (given == nullptr) normals(made.now(), group, eps);
     for (int n = 0; n < N; ++n)

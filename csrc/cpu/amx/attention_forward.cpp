@@ -180,21 +180,16 @@ struct RegisterProducts {
   }
 };
 
-// What the softmax of 32 queries is computed against, and what becomes of it.
-struct Softmax {
-  F largest[2], total[2];
-};
-
 // Where no score can exceed the largest of the first step by more than this, that one serves for all: e^16 leaves room in float32, and what
 // it loses of the exponential's last digit it loses of the sum as well.
 constexpr float kSlack = 16.f;
 
-// The steps from `begin` to `end` against `softmax.largest`, whose scores of the first step are there, without following a maximum: so sums
+// The steps from `begin` to `end` against `largest`, whose scores of the first step are there, without following a maximum: so sums
 // need not decay and stay in registers. They are taken out from time to time, for long sums lose.
 template <class C>
 EMC_INLINE void attend_fixed(const Packed& packed, const uint32_t* queries, const Lanes<2>& lanes, const PairDropout<2>& dropout,
                              int64_t begin, int64_t end, float (&scores)[2][kInner * kLanes], uint32_t (&probabilities)[2][2 * C::kMadeSet],
-                             float* factors, float* product, float* sums, Softmax& softmax) {
+                             float* factors, float* product, float* sums, const F (&largest)[2], F (&total)[2]) {
   using Registers = RegisterProducts<C>;
   constexpr int64_t kKept = 8;  // steps
   const auto take_out = [&]() __attribute__((always_inline)) {
@@ -208,7 +203,7 @@ EMC_INLINE void attend_fixed(const Packed& packed, const uint32_t* queries, cons
     if (dropout.active()) dropout.fill(packed.positions + step * kInner, kInner, factors);
     F sum[2][2] = {};
     const auto row = [&](int r) __attribute__((always_inline)) {
-      exponentiate<C::kMade>(scores[step % 2], r, softmax.largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
+      exponentiate<C::kMade>(scores[step % 2], r, largest, dropout.active() ? factors : nullptr, probabilities[step % 2], sum);
     };
     const uint32_t *keys = packed.key_sets + (step + 1) * 2 * C::kInputSet, *values = packed.value_sets + (step - 1) * 2 * C::kInputSet;
     const uint32_t* earlier = probabilities[(step + 1) % 2];
@@ -247,7 +242,7 @@ EMC_INLINE void attend_fixed(const Packed& packed, const uint32_t* queries, cons
 #undef EMC_VALUES
 #undef EMC_SCORES
     if (before && (step - begin) % kKept == 0) take_out();
-    for (int v = 0; v < 2; ++v) softmax.total[v] += sum[0][v] + sum[1][v];
+    for (int v = 0; v < 2; ++v) total[v] += sum[0][v] + sum[1][v];
   }
   const uint32_t *values = packed.value_sets + (end - 1) * 2 * C::kInputSet, *last = probabilities[(end - 1) % 2];
   Registers::template values<0>(values, last), Registers::template values<1>(values, last), Registers::template values<2>(values, last);
@@ -309,9 +304,8 @@ template <class C>
   }
   const bool fixed = begin < end && fits_registers(packed.tiles) && stays_near(rows, packed.longest, next_largest);
   if (fixed) {
-    Softmax softmax{{next_largest[0], next_largest[1]}, {}};
-    attend_fixed<C>(packed, queries, lanes, dropout, begin, end, scores, probabilities, factors, product, sums, softmax);
-    for (int v = 0; v < 2; ++v) largest[v] = softmax.largest[v], total[v] = softmax.total[v];
+    for (int v = 0; v < 2; ++v) largest[v] = next_largest[v];
+    attend_fixed<C>(packed, queries, lanes, dropout, begin, end, scores, probabilities, factors, product, sums, largest, total);
   }
   for (int64_t step = fixed ? end : begin; step < end; ++step) {
     const bool after = step + 1 < end, before = step > begin, twice = step > begin + 1;
