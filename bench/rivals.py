@@ -87,6 +87,18 @@ def block_on(attention: Attention) -> Callable[..., Tensor]:
     return block
 
 
+def emotion_on(attention: Attention) -> Callable[..., Tensor]:
+    """`emotion_attention` of three such blocks, without dropout."""
+    block = block_on(attention)
+
+    def emotion_attention(features, emotion, of_features, of_emotion, of_both, *, key_mask=None, emotion_mask=None, **options) -> Tensor:
+        f = block(features, features, of_features, key_mask=key_mask, **options)
+        e = block(emotion, emotion, of_emotion, key_mask=emotion_mask, **options)
+        return block(f, e, of_both, key_mask=emotion_mask, **options)
+
+    return emotion_attention
+
+
 def sublayer_on(attention: Attention) -> Callable[..., Tensor]:
     """`attention_sublayer` on another attention, the rest in plain PyTorch."""
 
@@ -135,6 +147,7 @@ def plain_torch(attention: Attention) -> Iterator[None]:
         "attention": attention,
         "attention_block": block_on(attention),
         "attention_sublayer": sublayer_on(attention),
+        "emotion_attention": emotion_on(attention),
         "dropout": lambda x, p, **_: F.dropout(x, p),
         "reparameterize": reparameterize,
         "fusion_kl": _fusion_kl,

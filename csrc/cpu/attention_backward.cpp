@@ -61,6 +61,7 @@ struct Queries {
 
   void pack(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, int64_t padded_width) {
     alignas(64) float top[kCount], totals[kCount];
+    const float *queries[kCount], *grads[kCount];
     const float* statistics = a.statistics + (b * a.heads + h) * a.queries + t0;
     for (int lane = 0; lane < kCount; ++lane) {
       float *query = query_rows + lane * padded_width, *grad = grad_rows + lane * padded_width;
@@ -75,11 +76,10 @@ struct Queries {
         // Exponentials then serve as probabilities: all that they are multiplied with is divided by their sum.
         for (int64_t d = 0; d < padded_width; d += W) store(grad + d, load(grad + d) / total);
       }
-      for (int64_t d = 0; d < a.width; ++d) {
-        query_columns[d * kCount + lane] = query[d] * a.scale;
-        grad_columns[d * kCount + lane] = grad[d];
-      }
+      queries[lane] = query, grads[lane] = grad;
     }
+    turn_to_columns<V>(queries, a.width, a.scale, query_columns);
+    turn_to_columns<V>(grads, a.width, 1.f, grad_columns);
     for (int v = 0; v < V; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
   }
 };
@@ -197,11 +197,10 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
     multiply_all_keys<V>(packed.key_panels + block * width * kRows, last - block, width, grads, one, sums);
   }
 
-  alignas(64) float row[kAttentionMaxWidth];
-  for (int lane = 0; lane < valid; ++lane) {
-    for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane] * a.scale;
-    store_row(a, a.grad_query, offset_of(a.grad_query, b, t0 + lane, h), row);
-  }
+  for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, load(sums + i) * a.scale);
+  alignas(64) float rows[kCount][kAttentionMaxWidth];
+  turn_to_rows<V>(sums, width, rows);
+  for (int lane = 0; lane < valid; ++lane) store_row(a, a.grad_query, offset_of(a.grad_query, b, t0 + lane, h), rows[lane]);
 }
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {

@@ -70,13 +70,12 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   alignas(64) float sums[kAttentionMaxWidth * kCount];     // [d][lane]
   alignas(64) float scores[kBlock * kCount];               // [key][lane]
   alignas(64) float factors[kBlock * kCount];              // [key][lane], dropout
-  alignas(64) float row[kAttentionMaxWidth];
+  alignas(64) float rows[kCount][kAttentionMaxWidth];
   const int64_t width = a.width;
 
-  for (int lane = 0; lane < kCount; ++lane) {
-    if (lane < valid) load_row(a, a.query, offset_of(a.query, b, t0 + lane, h), row);
-    for (int64_t d = 0; d < width; ++d) queries[d * kCount + lane] = lane < valid ? row[d] * a.scale : 0.f;
-  }
+  const float* asked[kCount];
+  for (int lane = 0; lane < kCount; ++lane) asked[lane] = lane < valid ? row_of(a, a.query, b, t0 + lane, h, rows[lane]) : nullptr;
+  turn_to_columns<V>(asked, width, a.scale, queries);
   for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, F{});
 
   const Lanes<V> lanes(a, t0, valid);
@@ -106,10 +105,8 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
   alignas(64) float top[kCount], sum[kCount];
   for (int v = 0; v < V; ++v) store(top + v * W, running[v]), store(sum + v * W, total[v]);
-  for (int lane = 0; lane < valid; ++lane) {
-    for (int64_t d = 0; d < width; ++d) row[d] = sums[d * kCount + lane];
-    store_result(a, b, h, t0 + lane, row, top[lane], sum[lane]);
-  }
+  turn_to_rows<V>(sums, width, rows);
+  for (int lane = 0; lane < valid; ++lane) store_result(a, b, h, t0 + lane, rows[lane], top[lane], sum[lane]);
 }
 
 void run(const AttentionArgs& a, int64_t task, float* workspace) {

@@ -83,14 +83,49 @@ inline void pack_positions(const KeyRange& keys, int32_t* position) {
   for (int64_t i = 0; i < round_up(keys.count, kRows); ++i) position[i] = i < keys.count ? keys.index[i] : kNowhere;
 }
 
-// A row of x[b, ., h] in float32: where it stands if that will do, else brought to `copy`; null beyond the last key.
-EMC_INLINE const float* row_of(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, int64_t i,
-                               float* copy) {
-  if (i >= keys.count) return nullptr;
-  const int64_t offset = offset_of(x, b, keys.index[i], h);
+// Row x[b, t, h] in float32: where it stands if that will do, else brought to `copy`.
+EMC_INLINE const float* row_of(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t t, int64_t h, float* copy) {
+  const int64_t offset = offset_of(x, b, t, h);
   if (a.dtype == DType::kFloat32 && x.stride[3] == 1) return static_cast<const float*>(x.data) + offset;
   load_row(a, x, offset, copy);
   return copy;
+}
+// That of a key by its place among `keys`; null beyond the last.
+EMC_INLINE const float* key_row_of(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, int64_t i,
+                                   float* copy) {
+  return i < keys.count ? row_of(a, x, b, keys.index[i], h, copy) : nullptr;
+}
+
+// columns[d][lane] = factor * rows[lane][d] for V vectors of lanes; where a row is null, zeros.
+template <int V>
+inline void turn_to_columns(const float* const (&rows)[V * W], int64_t width, float factor, float* columns) {
+#pragma GCC unroll 1
+  for (int v = 0; v < V; ++v)
+#pragma GCC unroll 1
+    for (int64_t d = 0; d < width; d += W) {
+      F square[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) square[r] = rows[v * W + r] != nullptr ? load_some(rows[v * W + r] + d, 1, width - d) * factor : F{};
+      transpose(square);
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k)
+        if (d + k < width) store(columns + ((d + k) * V + v) * W, square[k]);
+    }
+}
+// rows[lane][d] = columns[d][lane], whole vectors of rows that are kAttentionMaxWidth apart; what is beyond the width says nothing.
+template <int V>
+inline void turn_to_rows(const float* columns, int64_t width, float (*rows)[kAttentionMaxWidth]) {
+#pragma GCC unroll 1
+  for (int v = 0; v < V; ++v)
+#pragma GCC unroll 1
+    for (int64_t d = 0; d < width; d += W) {
+      F square[W];
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k) square[k] = load(columns + (least(d + k, width - 1) * V + v) * W);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) store(rows[v * W + r] + d, square[r]);
+    }
 }
 
 // panels[panel][d][row] = x[b, key, h, d]; the last panel is padded with zeros.
@@ -100,7 +135,7 @@ inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64
     alignas(64) float copies[W][kAttentionMaxWidth];
     for (int64_t i = 0; i < count; i += W, panels += 2 * step) {
       const float* rows[W];
-      for (int64_t r = 0; r < W; ++r) rows[r] = row_of(a, x, b, h, keys, i + r, copies[r]);
+      for (int64_t r = 0; r < W; ++r) rows[r] = key_row_of(a, x, b, h, keys, i + r, copies[r]);
       for (int64_t d = 0; d < a.width; d += W) {
         F square[W];
 #pragma GCC unroll 16
@@ -121,7 +156,7 @@ inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64
   alignas(64) float copy[kAttentionMaxWidth];
   for (int64_t i = 0; i < count; ++i) {
     float* column = panels + (i / kRows) * step + i % kRows;
-    const float* row = row_of(a, x, b, h, keys, i, copy);
+    const float* row = key_row_of(a, x, b, h, keys, i, copy);
     for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = row != nullptr ? row[d] : 0.f;
   }
 }

@@ -63,38 +63,53 @@ inline void finish_rows(const ProductArgs& a, int64_t row, int64_t rows, const f
   }
 }
 
-// All of a product of few rows; `sums` has room for kProductRows rows of the padded columns.
-inline void run_few(const ProductArgs& a, float* sums) {
-  constexpr int kRows = W / 4, kColumns = 4;  // sums of a tile: as many as a vector has lanes
-  const int64_t stride = product_column_tasks(a) * kProductColumns;
-  for (int64_t column = 0; column < a.columns; column += kColumns)
-    for (int64_t row = 0; row < a.rows; row += kRows) {
-      const float *x[kRows], *w[kColumns];
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) x[r] = a.a.data + least(row + r, a.rows - 1) * a.a.row_stride;
-#pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) w[c] = a.b.data + least(column + c, a.columns - 1) * a.b.column_stride;
-      F tile[W];
+// Products of R rows from `row` on with W / R columns from `column` on, as many sums as a vector has lanes.
+template <int R>
+inline void multiply_few(const ProductArgs& a, int64_t row, int64_t column, float* sums, int64_t stride) {
+  constexpr int kColumns = W / R;
+  const float *x[R], *w[kColumns];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) tile[i] = F{};
-      const auto add = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-        F value[kRows];
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) value[r] = load_some(x[r] + k, 1, count);
-#pragma GCC unroll 4
-        for (int c = 0; c < kColumns; ++c) {
-          const F weight = load_some(w[c] + k, 1, count);
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) tile[r * kColumns + c] += value[r] * weight;
-        }
-      };
-      int64_t k = 0;
-      for (; k + W <= a.inner; k += W) add(k, W);
-      if (k < a.inner) add(k, a.inner - k);
-      alignas(64) float found[W];
-      store(found, sum_each(tile));
-      for (int r = 0; r < kRows; ++r) std::memcpy(sums + (row + r) * stride + column, found + r * kColumns, kColumns * sizeof(float));
+  for (int r = 0; r < R; ++r) x[r] = a.a.data + (row + r) * a.a.row_stride;
+#pragma GCC unroll 16
+  for (int c = 0; c < kColumns; ++c) w[c] = a.b.data + least(column + c, a.columns - 1) * a.b.column_stride;
+  F tile[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) tile[i] = F{};
+  const auto add = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+    F value[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) value[r] = load_some(x[r] + k, 1, count);
+#pragma GCC unroll 16
+    for (int c = 0; c < kColumns; ++c) {
+      const F weight = load_some(w[c] + k, 1, count);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) tile[r * kColumns + c] += value[r] * weight;
     }
+  };
+  int64_t k = 0;
+  for (; k + W <= a.inner; k += W) add(k, W);
+  if (k < a.inner) add(k, a.inner - k);
+  alignas(64) float found[W];
+  store(found, sum_each(tile));
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) std::memcpy(sums + (row + r) * stride + column, found + r * kColumns, kColumns * sizeof(float));
+}
+
+// All of a product of few rows; `sums` has room for kProductRows rows of the padded columns. A weight is fetched once, for W columns at a
+// time, and serves all rows from the first-level cache.
+inline void run_few(const ProductArgs& a, float* sums) {
+  const int64_t stride = product_column_tasks(a) * kProductColumns;
+  for (int64_t column = 0; column < a.columns; column += W) {
+    int64_t row = 0;
+    const auto rows = [&](auto count) __attribute__((always_inline)) {
+      constexpr int kCount = decltype(count)::kValue;
+      for (; row + kCount <= a.rows; row += kCount)
+        for (int64_t c = column; c < column + W && c < a.columns; c += W / kCount) multiply_few<kCount>(a, row, c, sums, stride);
+    };
+    if constexpr (W >= 16) rows(Number<4>());
+    if constexpr (W >= 8) rows(Number<2>());
+    rows(Number<1>());
+  }
   finish_rows(a, 0, a.rows, sums, stride);
 }
 

@@ -90,16 +90,43 @@ EMC_INLINE void transpose(F (&x)[W]) {
     for (int i = 0; i < W; ++i) x[i] = y[i];
   }
 }
-// Lane i of the result is the sum over the lanes of x[i]: a transposition that adds as it goes.
+// Sums of neighbours at the distance kHalf: of a in the lanes whose number has that bit clear, of b in the others. Two vectors are laid
+// into one, first in the lanes where they stay, then with their lanes changed over; by name, for a compiler takes the slower shuffle of two
+// vectors by indices.
+template <int kHalf>
+EMC_INLINE F fold(F a, F b) {
+#if defined(__AVX512F__)
+  const __m512 x = (__m512)a, y = (__m512)b;
+  if constexpr (kHalf == 8)
+    return (F)_mm512_mask_blend_ps(0xff00, x, y) + (F)_mm512_shuffle_f32x4(x, y, 0x4e);
+  else if constexpr (kHalf == 2)
+    return (F)_mm512_mask_blend_ps(0xcccc, x, y) + (F)_mm512_shuffle_ps(x, y, 0x4e);
+  else if constexpr (kHalf == 4) {
+    const __m512 crossing = _mm512_mask_blend_ps(0x0f0f, x, y);
+    return (F)_mm512_mask_blend_ps(0xf0f0, x, y) + (F)_mm512_shuffle_f32x4(crossing, crossing, 0xb1);
+  } else
+    return (F)_mm512_mask_blend_ps(0xaaaa, x, y) + (F)_mm512_permute_ps(_mm512_mask_blend_ps(0x5555, x, y), 0xb1);
+#else
+  U staying, crossing;
+  for (int i = 0; i < W; ++i) {
+    const bool second = (i & kHalf) != 0;
+    staying[i] = static_cast<uint32_t>(second ? W + i : i);
+    crossing[i] = static_cast<uint32_t>((second ? W + i : i) ^ kHalf);
+  }
+  return shuffle(a, b, staying) + shuffle(a, b, crossing);
+#endif
+}
+// Lane i of the result is the sum over the lanes of x[i].
 EMC_INLINE F sum_each(F (&x)[W]) {
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2)
+  const auto round = [&](auto half) __attribute__((always_inline)) {
+    constexpr int kHalf = decltype(half)::kValue;
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      F lower, upper;
-      deal(x[i], x[i + half], &lower, &upper);
-      x[i] = lower + upper;
-    }
+    for (int i = 0; i < kHalf; ++i) x[i] = fold<kHalf>(x[i], x[i + kHalf]);
+  };
+  if constexpr (W >= 16) round(Number<8>());
+  if constexpr (W >= 8) round(Number<4>());
+  round(Number<2>());
+  round(Number<1>());
   return x[0];
 }
 EMC_INLINE F max(F a, F b) { return a > b ? a : b; }

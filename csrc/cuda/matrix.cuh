@@ -303,6 +303,7 @@ struct Scalar : WideLayout {
 #pragma unroll
       for (int d = 0; d < kSums; ++d) {  // one after the other: more would not leave the compiler the registers to read ahead
         if (d * kTile >= width) break;
+        float whole[2][4] = {};  // of these tiles, in parts of four terms, so that long sums lose less
 #pragma unroll 1
         for (int k = 0; k < kAtOnce * kTile; k += kVector) {
           float a[2][kVector];
@@ -310,7 +311,7 @@ struct Scalar : WideLayout {
           for (int r = 0; r < 2; ++r) four(scratch + row(r) * kScratchPitch + k, a[r]);
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            float part[2];  // of four terms, so that long sums lose less
+            float part[2];
 #pragma unroll
             for (int i = 0; i < kVector; ++i) {
               const float b = to_float(tile[(first * kTile + k + i) * kPitch + d * kTile + column() + step(c)]);
@@ -318,9 +319,13 @@ struct Scalar : WideLayout {
               for (int r = 0; r < 2; ++r) part[r] = i == 0 ? a[r][i] * b : fmaf(a[r][i], b, part[r]);
             }
 #pragma unroll
-            for (int r = 0; r < 2; ++r) sums[d].at[r][c] += part[r];
+            for (int r = 0; r < 2; ++r) whole[r][c] += part[r];
           }
         }
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int c = 0; c < 4; ++c) sums[d].at[r][c] += whole[r][c];
       }
     }
   }

@@ -17,7 +17,7 @@ constexpr int64_t kWorth = int64_t{1} << 18;
 class Products {
  public:
   void add(const ProductArgs& args) {
-    if (args.rows > 0 && args.columns > 0) all_.push_back(args);
+    if (args.rows > 0 && args.columns > 0) all_[count_++] = args;
   }
 
   // `after(which, first row, end row, memory)` follows each block of rows on its thread, with room for `after_floats` floats; once for
@@ -26,26 +26,26 @@ class Products {
   void run(int64_t after_floats, const After& after) {
     const auto& kernels = EMC_KERNELS_AMX(matrix_product_kernels);
     // Neighbours with one left operand are computed together: it is then read, and put in order, once.
-    for (size_t i = all_.size(); i-- > 1;)
+    for (size_t i = count_; i-- > 1;)
       if (products_share(all_[i - 1], all_[i])) all_[i - 1].beside = &all_[i];
     const auto leads = [&](size_t i) { return i == 0 || all_[i - 1].beside == nullptr; };
-    std::vector<int64_t> pack_ends, row_ends, starts;
+    int64_t pack_ends[kMost], row_ends[kMost], starts[kMost];
     int64_t pack_tasks = 0, row_tasks = 0, floats = 0, workspace = 0, work = 0;
-    for (size_t i = 0; i < all_.size(); ++i) {
+    for (size_t i = 0; i < count_; ++i) {
       const ProductArgs& p = all_[i];
       const bool packed = product_is_packed(p);
-      starts.push_back(floats);
+      starts[i] = floats;
       floats += packed ? (kernels.packed_floats(p) + 15) / 16 * 16 : 0;
       workspace = std::max(workspace, kernels.workspace(p));
-      pack_ends.push_back(pack_tasks += packed ? product_column_tasks(p) : 0);
-      row_ends.push_back(row_tasks += leads(i) ? product_row_tasks(p) : 0);
+      pack_ends[i] = pack_tasks += packed ? product_column_tasks(p) : 0;
+      row_ends[i] = row_tasks += leads(i) ? product_row_tasks(p) : 0;
       work = std::max(work, product_task_rows(p) * p.inner * p.columns);
     }
     workspace = (workspace + 15) / 16 * 16;
     const Workspace packed(floats);
-    for (size_t i = 0; i < all_.size(); ++i) all_[i].packed = packed.get() + starts[i];
-    const auto each = [&](const std::vector<int64_t>& ends, int64_t begin, int64_t end, const auto& body) {
-      for (size_t i = 0; i < all_.size() && begin < end; ++i) {
+    for (size_t i = 0; i < count_; ++i) all_[i].packed = packed.get() + starts[i];
+    const auto each = [&](const int64_t* ends, int64_t begin, int64_t end, const auto& body) {
+      for (size_t i = 0; i < count_ && begin < end; ++i) {
         const int64_t first = i == 0 ? 0 : ends[i - 1];
         if (begin >= ends[i]) continue;
         const int64_t last = std::min(end, ends[i]);
@@ -72,41 +72,52 @@ class Products {
   }
 
  private:
-  std::vector<ProductArgs> all_;
+  static constexpr size_t kMost = 8;  // of one call; a backward pass has seven
+  ProductArgs all_[kMost];
+  size_t count_ = 0;
 };
 
 inline Matrix dense(const Tensor& tensor, int64_t columns) { return {tensor.data_as<const float>(), columns, 1}; }
 inline Matrix transposed(const Matrix& m) { return {m.data, m.column_stride, m.row_stride}; }
 inline Matrix of_weight(const Tensor& w) { return {w.data_as<const float>(), w.stride(0), w.stride(1)}; }
 
-// The arguments that forward, backward and inference share, in the order of the schema from `stack` on. In a sublayer the memory may be
-// absent, and so may the LayerNorm.
-struct BlockOperands {
-  Tensor x, memory, w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o, ln_weight, ln_bias;
+// The parameters of a block, in the order of the schema. In a sublayer the LayerNorm may be absent.
+struct BlockWeights {
+  Tensor w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o, ln_weight, ln_bias;
   double ln_eps;
+
+  static constexpr int kSlots = 11;  // of the stack
+  explicit BlockWeights(const StableIValue* stack, bool sublayer = false)
+      : w_q(take_tensor(stack[0])),
+        b_q(take_optional_tensor(stack[1])),
+        w_k(take_tensor(stack[2])),
+        b_k(take_optional_tensor(stack[3])),
+        w_v(take_tensor(stack[4])),
+        b_v(take_optional_tensor(stack[5])),
+        w_o(take_tensor(stack[6])),
+        b_o(take_optional_tensor(stack[7])),
+        ln_weight(sublayer ? take_optional_tensor(stack[8]) : take_tensor(stack[8])),
+        ln_bias(take_optional_tensor(stack[9])),
+        ln_eps(take_double(stack[10])) {}
+};
+
+// The arguments that forward, backward and inference share. Without a memory x attends to itself.
+struct BlockOperands : BlockWeights {
+  Tensor x, memory;
   int64_t heads;
   Tensor key_mask;
   bool causal;
   int64_t window;
-  double dropout_p;
+  double dropout_p = 0.0;
   Tensor seed;
-  int64_t stream, batch = 0, queries = 0, keys = 0, width = 0;
+  int64_t stream = 0, batch = 0, queries = 0, keys = 0, width = 0;
   Precision precision = float32_precision();  // of all products of the call
 
-  explicit BlockOperands(StableIValue* stack, bool sublayer = false)
-      : x(take_tensor(stack[0])),
+  // In the order of the schema.
+  explicit BlockOperands(const StableIValue* stack, bool sublayer = false)
+      : BlockWeights(stack + 2, sublayer),
+        x(take_tensor(stack[0])),
         memory(sublayer ? take_optional_tensor(stack[1]) : take_tensor(stack[1])),
-        w_q(take_tensor(stack[2])),
-        b_q(take_optional_tensor(stack[3])),
-        w_k(take_tensor(stack[4])),
-        b_k(take_optional_tensor(stack[5])),
-        w_v(take_tensor(stack[6])),
-        b_v(take_optional_tensor(stack[7])),
-        w_o(take_tensor(stack[8])),
-        b_o(take_optional_tensor(stack[9])),
-        ln_weight(sublayer ? take_optional_tensor(stack[10]) : take_tensor(stack[10])),
-        ln_bias(take_optional_tensor(stack[11])),
-        ln_eps(take_double(stack[12])),
         heads(take_int(stack[13])),
         key_mask(take_optional_tensor(stack[14])),
         causal(take_bool(stack[15])),
@@ -114,6 +125,19 @@ struct BlockOperands {
         dropout_p(take_double(stack[17])),
         seed(take_optional_tensor(stack[18])),
         stream(take_int(stack[19])) {
+    measure();
+  }
+  BlockOperands(Tensor x_, Tensor memory_, BlockWeights weights, int64_t heads_, Tensor key_mask_, bool causal_, int64_t window_)
+      : BlockWeights(std::move(weights)),
+        x(std::move(x_)),
+        memory(std::move(memory_)),
+        heads(heads_),
+        key_mask(std::move(key_mask_)),
+        causal(causal_),
+        window(window_) {
+    measure();
+  }
+  void measure() {
     if (x.dim() != 3) return;
     batch = x.size(0), queries = keys = x.size(1), width = x.size(2);
     if (memory && memory.dim() == 3) keys = memory.size(1);
@@ -244,12 +268,13 @@ struct Attended {
 // The same for inference, in scratch memory.
 struct AttentionScratch {
   const Workspace memory;
-  float *q, *k, *v, *attended, *statistics;
+  float *q, *k, *v, *attended, *statistics, *mean, *inverse_deviation;
 
   explicit AttentionScratch(const BlockOperands& block)
-      : memory(2 * (block.rows() + block.context_rows()) * block.width + 2 * block.rows() * block.heads) {
+      : memory(2 * (block.rows() + block.context_rows()) * block.width + 2 * block.rows() * (block.heads + 1)) {
     const int64_t query = block.rows() * block.width, key = block.context_rows() * block.width;
     q = memory.get(), k = q + query, v = k + key, attended = v + key, statistics = attended + query;
+    mean = statistics + 2 * block.rows() * block.heads, inverse_deviation = mean + block.rows();
   }
 };
 

@@ -72,11 +72,16 @@ class AttentionBlock(nn.Module):
         """The tensors of the block in the order of the operator."""
         if not torch.compiler.is_compiling():
             # Twenty look-ups through nn.Module take as long as eight frames of the block do.
-            layers = self._modules
-            found = [layers[name]._parameters for name in ("query", "key", "value", "output", "norm")]  # type: ignore[union-attr]
-            tensors: list[Any] = [p.get(name) for p in found for name in ("weight", "bias")]
-            if all(x is not None for x in tensors):  # not so under a parametrisation
-                return ops.AttentionBlockWeights._make((*tensors, self.norm.eps))
+            m: Any = self._modules
+            try:
+                q, k, v = m["query"]._parameters, m["key"]._parameters, m["value"]._parameters
+                o, n = m["output"]._parameters, m["norm"]._parameters
+                return ops.AttentionBlockWeights._make(
+                    (q["weight"], q["bias"], k["weight"], k["bias"], v["weight"], v["bias"], o["weight"], o["bias"], n["weight"], n["bias"],
+                     m["norm"].eps)
+                )  # fmt: skip
+            except KeyError:  # a parametrisation keeps its tensors elsewhere
+                pass
         return ops.AttentionBlockWeights(
             self.query.weight, self.query.bias, self.key.weight, self.key.bias, self.value.weight, self.value.bias,
             self.output.weight, self.output.bias, self.norm.weight, self.norm.bias, self.norm.eps,
@@ -188,6 +193,12 @@ class EmotionAwareAttention(nn.Module):
         draws = features.shape[0] // memory.shape[0]
         if emotion_mask is None and key_mask is not None and memory.shape[1] == features.shape[1]:
             emotion_mask = key_mask[::draws]
+        if encoded is None and draws == 1 and (blocks := self._unheard()):
+            of_features, of_emotion, of_both = blocks
+            return ops.emotion_attention(
+                features, memory, of_features.weights(), of_emotion.weights(), of_both.weights(), num_heads=of_both.num_heads,
+                key_mask=key_mask, emotion_mask=emotion_mask, causal=causal, window=window,
+            )  # fmt: skip
         if encoded is None:
             seeds = seed if seed is None or seed.shape[0] == 1 else seed[::draws]
             encoded = self.encode_emotion(memory, key_mask=emotion_mask, causal=causal, window=window, seed=seeds)
@@ -202,6 +213,14 @@ class EmotionAwareAttention(nn.Module):
         encoded = encoded.repeat_interleave(draws, 0)
         emotion_mask = None if emotion_mask is None else emotion_mask.repeat_interleave(draws, 0)
         return self.cross(attended, encoded, key_mask=emotion_mask, causal=causal, window=window, seed=seed)
+
+    def _unheard(self) -> tuple[Any, ...]:
+        """The three blocks where they may be one operator call: at inference, and unless somebody listens to one of them; else nothing."""
+        modules = self._modules  # nn.Module's own look-up of a child takes longer than all that is asked here
+        blocks: tuple[Any, ...] = modules["features"], modules["emotion"], modules["cross"]
+        if self.training or torch.is_grad_enabled() or blocks[2].norm_first:
+            return ()
+        return () if any(block._forward_hooks or block._forward_pre_hooks for block in blocks) else blocks
 
 
 class EmotionAddNorm(nn.Module):

@@ -12,6 +12,7 @@ from .attention_block import AttentionBlockWeights, attention_block
 from .attention_sublayer import attention_sublayer
 from .cross_covariance import cross_covariance
 from .dtw import dtw
+from .emotion_attention import emotion_attention
 from .fusion_kl import fusion_kl
 from .fusion_kl_categorical import fusion_kl_categorical
 from .lagged_correlation import lagged_correlation
@@ -31,6 +32,7 @@ __all__ = [
     "draw_seed",
     "dropout",
     "dtw",
+    "emotion_attention",
     "fusion_kl",
     "fusion_kl_categorical",
     "get_float32_precision",

@@ -27,6 +27,7 @@ OF_OPERATORS = {
     "attention": "attention",
     "attention_block": "attention",
     "attention_sublayer": "attention",
+    "emotion_attention": "attention",
     "dropout": "noise",
     "philox_normal": "noise",
     "philox_uniform": "noise",

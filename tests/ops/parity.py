@@ -75,7 +75,8 @@ def targets(operator: str, *, every_order: bool) -> list[Any]:
     Emulated threads run in an order that is drawn anew all the time, or in each of the three orders where `every_order` is set.
     """
     isas = native().stamp.get("isas", "base").split(",")
-    if not any((ROOT / "csrc" / "cpu" / "amx").glob(f"{operator.removesuffix('_block').removesuffix('_sublayer')}_*.cpp")):
+    kernels_of = operator.removeprefix("emotion_").removesuffix("_block").removesuffix("_sublayer")
+    if not any((ROOT / "csrc" / "cpu" / "amx").glob(f"{kernels_of}_*.cpp")):
         isas = [isa for isa in isas if isa != "amx"]  # it runs the kernels of v4
     found: list[Any] = [Target("cpu", "cpu", isa) for isa in isas]
     if (ROOT / "csrc" / "cuda" / f"{operator}.cu").exists():

@@ -42,7 +42,10 @@ def draw(seed: int) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
     heads, width = rng.choice([(1, 64), (2, 16), (4, 30), (4, 32), (3, 5), (12, 30)])
     t, s = (parity.pick(rng, 1, range(2, 90)) for _ in range(2))
     absent = tuple(name for name in BIASES if rng.random() < 0.3)
-    inputs = inputs_of(rng, rng.randrange(1, 4), t, max(s, 2), heads * width, absent)
+    b = rng.randrange(1, 4)
+    if t == 1:
+        b = 8  # of one row alone PyTorch's error, by which ours is judged, is a matter of luck: a statistic's rounding moves all of it
+    inputs = inputs_of(rng, b, t, max(s, 2), heads * width, absent)
     causal = rng.random() < 0.4
     options: dict[str, Any] = {"num_heads": heads, "causal": causal, "window": rng.choice([None, 5]) if causal else None}
     if rng.random() < 0.5:
