@@ -47,7 +47,7 @@ def matrix_product(flops: float) -> tuple[Callable[[], Any], float]:
 
 def vector_isa() -> str:
     """The instruction set of the vector kernels in use: beside matrix tiles they are those of AVX-512."""
-    return "v4" if native().isa == "amx" else native().isa
+    return "v4" if native().isa in ("bf16", "amx") else native().isa
 
 
 @functools.cache

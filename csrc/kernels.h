@@ -65,7 +65,8 @@ static inline uint32_t keep_from(double p) {
 
 // In a kernel's header: EMC_KERNEL_TABLE(PhiloxKernels, philox) declares emc::<isa>::philox for every instruction set that is built.
 // In its boxed operator: EMC_KERNELS(philox) is the table for this machine. In its source: `const PhiloxKernels philox = {...};`
-// A table that has kernels for matrix tiles as well (csrc/cpu/amx) is declared by EMC_KERNEL_TABLE_AMX and taken by EMC_KERNELS_AMX.
+// A table that has kernels for bfloat16 as well, by products of pairs (namespace bf16) and by matrix tiles (csrc/cpu/amx), is declared by
+// EMC_KERNEL_TABLE_BF16 and taken by EMC_KERNELS_BF16.
 #ifdef EMC_HAVE_V3
 #define EMC_TABLE_V3(type, name) \
   namespace v3 {                 \
@@ -85,6 +86,16 @@ static inline uint32_t keep_from(double p) {
 #else
 #define EMC_TABLE_V4(type, name)
 #define EMC_PICK_V4(name)
+#endif
+#ifdef EMC_HAVE_BF16
+#define EMC_TABLE_BF16(type, name) \
+  namespace bf16 {                 \
+  extern const type name;          \
+  }
+#define EMC_PICK_BF16(name) ::emc::isa() == ::emc::Isa::kBf16 ? &::emc::bf16::name:
+#else
+#define EMC_TABLE_BF16(type, name)
+#define EMC_PICK_BF16(name)
 #endif
 #ifdef EMC_HAVE_AMX
 #define EMC_TABLE_AMX(type, name) \
@@ -109,6 +120,6 @@ static inline uint32_t keep_from(double p) {
   EMC_TABLE_V3(type, name)           \
   EMC_TABLE_V4(type, name)
 #define EMC_KERNELS(name) (*(EMC_PICK_V4(name) EMC_PICK_V3(name) & ::emc::base::name))
-#define EMC_KERNELS_AMX(name) (*(EMC_PICK_AMX(name) EMC_PICK_V4(name) EMC_PICK_V3(name) & ::emc::base::name))
+#define EMC_KERNELS_BF16(name) (*(EMC_PICK_AMX(name) EMC_PICK_BF16(name) EMC_PICK_V4(name) EMC_PICK_V3(name) & ::emc::base::name))
 #endif
-#define EMC_KERNEL_TABLE_AMX(type, name) EMC_TABLE_AMX(type, name) EMC_KERNEL_TABLE(type, name)
+#define EMC_KERNEL_TABLE_BF16(type, name) EMC_TABLE_AMX(type, name) EMC_TABLE_BF16(type, name) EMC_KERNEL_TABLE(type, name)

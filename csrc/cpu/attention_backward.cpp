@@ -16,12 +16,13 @@ struct Packed {
   KeyRange keys;
   int64_t padded_width;  // of the sums' rows, a whole number of vectors
   float* key_panels;
-  float* value_panels;
-  float* key_sums;      // [key][padded width]
-  float* value_sums;    // [key][padded width]
-  float* exponentials;  // [key][lane], of one group of queries
-  float* grads;         // [key][lane], likewise
-  float* factors;       // [key][lane], dropout
+  float* key_factors;    // as key_panels, or in pairs: those of the scores
+  float* value_factors;  // likewise, those of the probabilities' gradients
+  float* key_sums;       // [key][padded width]
+  float* value_sums;     // [key][padded width]
+  float* exponentials;   // [key][lane], of one group of queries
+  float* grads;          // [key][lane], likewise
+  float* factors;        // [key][lane], dropout
   int32_t* positions;
 };
 
@@ -34,8 +35,9 @@ Packed place(const AttentionArgs& a, const KeyRange& keys, float* workspace) {
     workspace += round_up(floats, 16);
     return taken;
   };
-  Packed p{keys, padded_width, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-  p.key_panels = take(count * a.width), p.value_panels = take(count * a.width);
+  Packed p{keys, padded_width, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  p.key_panels = take(count * a.width), p.value_factors = take(count * a.width);
+  p.key_factors = takes_pairs(a) ? take(count * a.width) : p.key_panels;
   p.key_sums = take(count * padded_width), p.value_sums = take(count * padded_width);
   p.exponentials = take(rows_floats(keys.count)), p.grads = take(rows_floats(keys.count));
   p.factors = a.dropout_p > 0.0 ? take(rows_floats(keys.count)) : nullptr;
@@ -45,15 +47,15 @@ Packed place(const AttentionArgs& a, const KeyRange& keys, float* workspace) {
 
 int64_t workspace_floats(const AttentionArgs& a) {
   const int64_t count = round_up(a.keys, kRows);
-  return 2 * count * a.width + 2 * count * round_up(a.width, W) + 3 * rows_floats(a.keys) + count + 8 * 16;
+  return 3 * count * a.width + 2 * count * round_up(a.width, W) + 3 * rows_floats(a.keys) + count + 9 * 16;
 }
 
 // One group of queries, packed both ways round.
-template <int V>
+template <class Terms, int V>
 struct Queries {
   static constexpr int kCount = V * W;
-  alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale
-  alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane], divided by the query's sum of exponentials
+  alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale; or pairs along d
+  alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane], divided by the query's sum of exponentials; likewise
   alignas(64) float query_rows[kCount * kAttentionMaxWidth];     // [lane][padded width]
   alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width], divided likewise
   F largest[V];                                                  // score; +inf makes every exponential 0
@@ -78,26 +80,28 @@ struct Queries {
       }
       queries[lane] = query, grads[lane] = grad;
     }
-    turn_to_columns<V>(queries, a.width, a.scale, query_columns);
-    turn_to_columns<V>(grads, a.width, 1.f, grad_columns);
+    alignas(64) float copies[kCount][kAttentionMaxWidth];
+    pack_columns<Terms, V>(queries, copies, a.width, a.scale, query_columns);
+    pack_columns<Terms, V>(grads, copies, a.width, 1.f, grad_columns);
     for (int v = 0; v < V; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
   }
 };
 
 // Exponentials of one panel and the gradients of its probabilities; the sum of their products is added to `total`.
-template <int V>
-inline void differentiate_values(const Packed& packed, int64_t panel, const Queries<V>& q, int64_t width, const Lanes<V>& lanes,
-                                 F (&total)[V]) {
+template <class Terms, int V>
+inline void differentiate_values(const Packed& packed, int64_t panel, const Queries<Terms, V>& q, int64_t width, float scale,
+                                 const Lanes<V>& lanes, F (&total)[V]) {
   const int64_t place = panel * kRows * V * W;
   float *exponentials = packed.exponentials + place, *grads = packed.grads + place;
   F tile[kRows][V];
-  multiply_width<V>(packed.key_panels + panel * width * kRows, q.query_columns, width, tile);
+  multiply_width<Terms, V>(packed.key_factors + panel * width * kRows, q.query_columns, width, tile);
+  scale_pairs<Terms>(scale, tile);
   lanes.hide(packed.positions + panel * kRows, tile);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(exponentials + (r * V + v) * W, exp_nonpositive(tile[r][v] - q.largest[v]));
-  multiply_width<V>(packed.value_panels + panel * width * kRows, q.grad_columns, width, tile);
+  multiply_width<Terms, V>(packed.value_factors + panel * width * kRows, q.grad_columns, width, tile);
   F sum[V] = {};
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -162,10 +166,10 @@ inline void multiply_all_lanes(const float* weights, const float* rows, int64_t 
 }
 
 // Queries t0 .. t0 + valid of one head: their grad_query, and their part of the sums for the keys.
-template <int V>
+template <class Terms, int V>
 void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   constexpr int kCount = V * W;
-  Queries<V> q;
+  Queries<Terms, V> q;
   alignas(64) float sums[kAttentionMaxWidth * kCount];  // [d][lane], of grad_query
   const int64_t width = a.width, padded_width = packed.padded_width;
   q.pack(a, b, h, t0, valid, padded_width);
@@ -180,7 +184,7 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
   for (int64_t block = begin; block < end; block += kBlockPanels) {
     F sum[V] = {};  // a block's sum is formed apart: long sums then lose little to rounding
     for (int64_t panel = block; panel < least(block + kBlockPanels, end); ++panel)
-      differentiate_values<V>(packed, panel, q, width, lanes, sum);
+      differentiate_values<Terms, V>(packed, panel, q, elements<Terms>(width), a.scale, lanes, sum);
     for (int v = 0; v < V; ++v) mean[v] += sum[v];
   }
   for (int v = 0; v < V; ++v) mean[v] /= q.total[v], one[v] = splat(1.f);
@@ -194,7 +198,7 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
       multiply_all_lanes<V>(packed.grads + place, q.query_rows, padded_width, packed.key_sums + key);
     }
     const float* grads = packed.grads + block * kRows * kCount;
-    multiply_all_keys<V>(packed.key_panels + block * width * kRows, last - block, width, grads, one, sums);
+    multiply_all_keys<Single, V>(packed.key_panels + block * width * kRows, last - block, width, grads, one, sums);
   }
 
   for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, load(sums + i) * a.scale);
@@ -203,28 +207,32 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
   for (int lane = 0; lane < valid; ++lane) store_row(a, a.grad_query, offset_of(a.grad_query, b, t0 + lane, h), rows[lane]);
 }
 
-void run(const AttentionArgs& a, int64_t task, float* workspace) {
+template <class Terms>
+void run_as(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), chunk = task % chunks, head = task / chunks, b = head / a.heads, h = head % a.heads;
   const int64_t begin = chunk * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
   const int64_t padded_width = packed.padded_width, sums = round_up(packed.keys.count, kRows) * padded_width;
-  pack_panels(a, a.key, b, h, packed.keys, packed.key_panels);
-  pack_panels(a, a.value, b, h, packed.keys, packed.value_panels);
+  pack_over_width<Single>(a, a.key, b, h, packed.keys, packed.key_panels);
+  if (packed.key_factors != packed.key_panels) pack_over_width<Terms>(a, a.key, b, h, packed.keys, packed.key_factors);
+  pack_over_width<Terms>(a, a.value, b, h, packed.keys, packed.value_factors);
   pack_positions(packed.keys, packed.positions);
   for (int64_t i = 0; i < sums; i += W) store(packed.key_sums + i, F{}), store(packed.value_sums + i, F{});
 
   for (int64_t t = begin; t < end; t += kMaxLanes) {
     const int64_t valid = least(kMaxLanes, end - t);
     if (valid > W) {
-      differentiate<2>(a, b, h, t, valid, packed);
+      differentiate<Terms, 2>(a, b, h, t, valid, packed);
     } else {
-      differentiate<1>(a, b, h, t, valid, packed);
+      differentiate<Terms, 1>(a, b, h, t, valid, packed);
     }
   }
 
   for (int64_t i = 0; i < packed.keys.count * padded_width; i += W) store(packed.key_sums + i, load(packed.key_sums + i) * a.scale);
   store_key_gradients(a, chunk, b, h, packed.keys, packed.key_sums, packed.value_sums, padded_width);
 }
+
+void run(const AttentionArgs& a, int64_t task, float* workspace) { (takes_pairs(a) ? run_as<Pairs> : run_as<Single>)(a, task, workspace); }
 
 void reduce(const AttentionArgs& a, int64_t head) {
   const int64_t chunks = attention_chunks(a), b = head / a.heads, h = head % a.heads, width = a.width;

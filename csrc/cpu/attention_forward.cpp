@@ -27,12 +27,13 @@ int64_t workspace_floats(const AttentionArgs& a) {
 }
 
 // Scores of `panels` panels from `panel` on, [key][lane]; `largest` follows.
-template <int V>
-inline void score(const Packed& packed, int64_t panel, int64_t panels, const float* queries, int64_t width, const Lanes<V>& lanes,
-                  float* scores, F (&largest)[V]) {
+template <class Terms, int V>
+inline void score(const Packed& packed, int64_t panel, int64_t panels, const float* queries, int64_t width, float scale,
+                  const Lanes<V>& lanes, float* scores, F (&largest)[V]) {
   for (int64_t p = 0; p < panels; ++p, scores += kRows * V * W) {
     F tile[kRows][V];
-    multiply_width<V>(packed.key_panels + (panel + p) * width * kRows, queries, width, tile);
+    multiply_width<Terms, V>(packed.key_panels + (panel + p) * width * kRows, queries, width, tile);
+    scale_pairs<Terms>(scale, tile);
     lanes.hide(packed.positions + (panel + p) * kRows, tile);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -62,8 +63,20 @@ inline void exponentiate(float* scores, int64_t panels, const F (&largest)[V], F
   for (int v = 0; v < V; ++v) total[v] += block[v];
 }
 
+// Probabilities of neighbouring keys become pairs, in place.
+template <class Terms, int V>
+inline void pair_keys(float* probabilities, int64_t keys) {
+  if constexpr (Terms::kTerms == 2)
+    for (int64_t i = 0; i < keys / 2; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const float* from = probabilities + (2 * i * V + v) * W;
+        store(probabilities + (i * V + v) * W, Terms::of(load(from), load(from + V * W)));
+      }
+}
+
 // Queries t0 .. t0 + valid of one head.
-template <int V>
+template <class Terms, int V>
 void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
   constexpr int kCount = V * W;
   alignas(64) float queries[kAttentionMaxWidth * kCount];  // [d][lane], times scale
@@ -75,7 +88,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
 
   const float* asked[kCount];
   for (int lane = 0; lane < kCount; ++lane) asked[lane] = lane < valid ? row_of(a, a.query, b, t0 + lane, h, rows[lane]) : nullptr;
-  turn_to_columns<V>(asked, width, a.scale, queries);
+  pack_columns<Terms, V>(asked, rows, width, a.scale, queries);
   for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, F{});
 
   const Lanes<V> lanes(a, t0, valid);
@@ -89,7 +102,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
     const int64_t panels = least(kBlockPanels, end - panel), count = panels * kRows;
     F largest[V], decay[V];
     for (int v = 0; v < V; ++v) largest[v] = running[v];
-    score<V>(packed, panel, panels, queries, width, lanes, scores, largest);
+    score<Terms, V>(packed, panel, panels, queries, elements<Terms>(width), a.scale, lanes, scores, largest);
     for (int v = 0; v < V; ++v) {
       decay[v] = exp_nonpositive(running[v] - largest[v]);
       running[v] = largest[v];
@@ -100,7 +113,8 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
       dropout.fill(packed.positions + panel * kRows, count, factors);
       for (int64_t i = 0; i < count * kCount; i += W) store(scores + i, load(scores + i) * load(factors + i));
     }
-    multiply_all_keys<V>(packed.value_panels + panel * width * kRows, panels, width, scores, decay, sums);
+    pair_keys<Terms, V>(scores, count);
+    multiply_all_keys<Terms, V>(packed.value_panels + panel * width * (kRows / Terms::kTerms), panels, width, scores, decay, sums);
   }
 
   alignas(64) float top[kCount], sum[kCount];
@@ -109,22 +123,25 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
   for (int lane = 0; lane < valid; ++lane) store_result(a, b, h, t0 + lane, rows[lane], top[lane], sum[lane]);
 }
 
-void run(const AttentionArgs& a, int64_t task, float* workspace) {
+template <class Terms>
+void run_as(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t chunks = attention_chunks(a), b = task / chunks / a.heads, h = task / chunks % a.heads;
   const int64_t begin = task % chunks * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
-  pack_panels(a, a.key, b, h, packed.keys, packed.key_panels);
-  pack_panels(a, a.value, b, h, packed.keys, packed.value_panels);
+  pack_over_width<Terms>(a, a.key, b, h, packed.keys, packed.key_panels);
+  pack_over_keys<Terms>(a, a.value, b, h, packed.keys, packed.value_panels);
   pack_positions(packed.keys, packed.positions);
   for (int64_t t = begin; t < end; t += kMaxLanes) {
     const int64_t valid = least(kMaxLanes, end - t);
     if (valid > W) {
-      attend<2>(a, b, h, t, valid, packed);
+      attend<Terms, 2>(a, b, h, t, valid, packed);
     } else {
-      attend<1>(a, b, h, t, valid, packed);
+      attend<Terms, 1>(a, b, h, t, valid, packed);
     }
   }
 }
+
+void run(const AttentionArgs& a, int64_t task, float* workspace) { (takes_pairs(a) ? run_as<Pairs> : run_as<Single>)(a, task, workspace); }
 
 }  // namespace
 

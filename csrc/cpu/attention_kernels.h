@@ -61,7 +61,7 @@ struct AttentionBackwardKernels {
   void (*reduce)(const AttentionArgs&, int64_t head);
 };
 
-EMC_KERNEL_TABLE_AMX(AttentionForwardKernels, attention_forward_kernels)
-EMC_KERNEL_TABLE_AMX(AttentionBackwardKernels, attention_backward_kernels)
+EMC_KERNEL_TABLE_BF16(AttentionForwardKernels, attention_forward_kernels)
+EMC_KERNEL_TABLE_BF16(AttentionBackwardKernels, attention_backward_kernels)
 
 }  // namespace emc

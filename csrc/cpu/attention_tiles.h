@@ -2,11 +2,13 @@
 //
 // Keys and values are packed to float32 in panels of kRows keys, [panel][width][kRows]: both products that read them (scores over the
 // width, outputs over the keys) then take their broadcast operands at constant offsets from one pointer. Queries are packed transposed,
-// [width][lane].
+// [width][lane]. Where terms come in pairs (terms.h), pairs along the width stand in the place of the width where it is summed over, and
+// pairs of keys in the place of keys.
 #pragma once
 
 #include "attention_kernels.h"
 #include "math.h"
+#include "terms.h"
 
 namespace emc::EMC_ISA {
 namespace {
@@ -46,6 +48,9 @@ void load_row(const AttentionArgs& a, const AttentionOperand& x, int64_t offset,
 void store_row(const AttentionArgs& a, const AttentionOperand& x, int64_t offset, const float* row) {
   EMC_FOR_DTYPE(a.dtype, store_row_of, x, offset, a.width, row);
 }
+
+// Whether bfloat16 is all that was asked for; a float16 has more digits than that.
+inline bool takes_pairs(const AttentionArgs& a) { return kHasPairs && a.precision == Precision::kMedium && a.dtype != DType::kFloat16; }
 
 // --- which keys ---
 
@@ -96,21 +101,106 @@ EMC_INLINE const float* key_row_of(const AttentionArgs& a, const AttentionOperan
   return i < keys.count ? row_of(a, x, b, keys.index[i], h, copy) : nullptr;
 }
 
-// columns[d][lane] = factor * rows[lane][d] for V vectors of lanes; where a row is null, zeros.
-template <int V>
-inline void turn_to_columns(const float* const (&rows)[V * W], int64_t width, float factor, float* columns) {
+// panels[panel][d][row] of rows row_at(i, copy), R to a panel; the last one is padded with zeros. row_at gives null for a row of zeros.
+template <int R, class RowAt>
+inline void pack_rows(int64_t count, int64_t width, const RowAt& row_at, float* panels) {
+  const int64_t step = width * R;
+  if constexpr (W % R == 0) {  // W / R panels are the columns of a square
+    alignas(64) float copies[W][kAttentionMaxWidth];
+    for (int64_t i = 0; i < count; i += W, panels += W / R * step) {
+      const float* rows[W];
+      for (int64_t r = 0; r < W; ++r) rows[r] = row_at(i + r, copies[r]);
+      const int64_t whole = least(W / R, divide_up(count - i, R));
+      for (int64_t d = 0; d < width; d += W) {
+        F square[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) square[r] = rows[r] != nullptr ? load_some(rows[r] + d, 1, width - d) : F{};
+        transpose(square);
+#pragma GCC unroll 16
+        for (int k = 0; k < W; ++k)
+          if (d + k < width)
+#pragma GCC unroll 4
+            for (int p = 0; p < W / R; ++p)
+              if (p < whole)
+                std::memcpy(panels + p * step + (d + k) * R, reinterpret_cast<const char*>(&square[k]) + p * R * sizeof(float),
+                            R * sizeof(float));
+      }
+    }
+  } else {
+    alignas(64) float copy[kAttentionMaxWidth];
+    for (int64_t i = 0; i < round_up(count, R); ++i) {
+      float* column = panels + (i / R) * step + i % R;
+      const float* row = row_at(i, copy);
+      for (int64_t d = 0; d < width; ++d) column[d * R] = row != nullptr ? row[d] : 0.f;
+    }
+  }
+}
+
+// Elements that hold `count` terms.
+template <class Terms>
+inline int64_t elements(int64_t count) {
+  return divide_up(count, Terms::kTerms);
+}
+
+// Rows of keys as panels, to be multiplied over the width.
+template <class Terms>
+inline void pack_over_width(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, float* panels) {
+  const auto row_at = [&](int64_t i, float* copy) __attribute__((always_inline)) -> const float* {
+    const float* row = key_row_of(a, x, b, h, keys, i, copy);
+    if constexpr (Terms::kTerms == 2) {
+      if (row != nullptr) Terms::along(row, a.width, copy), row = copy;
+    }
+    return row;
+  };
+  pack_rows<kRows>(keys.count, elements<Terms>(a.width), row_at, panels);
+}
+// The same to be multiplied over the keys.
+template <class Terms>
+inline void pack_over_keys(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, float* panels) {
+  if constexpr (Terms::kTerms == 1) {
+    pack_over_width<Terms>(a, x, b, h, keys, panels);
+  } else {
+    alignas(64) float other[kAttentionMaxWidth];
+    const auto row_at = [&](int64_t i, float* copy) __attribute__((always_inline)) -> const float* {
+      const float* first = key_row_of(a, x, b, h, keys, 2 * i, copy);
+      const float* second = key_row_of(a, x, b, h, keys, 2 * i + 1, other);
+      if (first == nullptr) return nullptr;
+      for (int64_t d = 0; d < a.width; d += W) {
+        const int64_t left = a.width - d;
+        store(copy + d, Terms::of(load_some(first + d, 1, left), second != nullptr ? load_some(second + d, 1, left) : F{}));
+      }
+      return copy;
+    };
+    pack_rows<kRows / 2>(elements<Terms>(round_up(keys.count, kRows)), a.width, row_at, panels);
+  }
+}
+
+// columns[d][lane] = each(rows[lane][d]) for V vectors of lanes; where a row is null, of zeros.
+template <int V, class Each>
+inline void turn_to_columns(const float* const (&rows)[V * W], int64_t width, float* columns, const Each& each) {
 #pragma GCC unroll 1
   for (int v = 0; v < V; ++v)
 #pragma GCC unroll 1
     for (int64_t d = 0; d < width; d += W) {
       F square[W];
 #pragma GCC unroll 16
-      for (int r = 0; r < W; ++r) square[r] = rows[v * W + r] != nullptr ? load_some(rows[v * W + r] + d, 1, width - d) * factor : F{};
+      for (int r = 0; r < W; ++r) square[r] = rows[v * W + r] != nullptr ? load_some(rows[v * W + r] + d, 1, width - d) : F{};
       transpose(square);
 #pragma GCC unroll 16
       for (int k = 0; k < W; ++k)
-        if (d + k < width) store(columns + ((d + k) * V + v) * W, square[k]);
+        if (d + k < width) store(columns + ((d + k) * V + v) * W, each(square[k]));
     }
+}
+// The columns that are multiplied over the width: rows times scale; or pairs, which are scaled when they have been multiplied.
+template <class Terms, int V>
+inline void pack_columns(const float* (&rows)[V * W], float (*copies)[kAttentionMaxWidth], int64_t width, float scale, float* columns) {
+  if constexpr (Terms::kTerms == 2) {
+    for (int lane = 0; lane < V * W; ++lane)
+      if (rows[lane] != nullptr) Terms::along(rows[lane], width, copies[lane]), rows[lane] = copies[lane];
+    turn_to_columns<V>(rows, elements<Terms>(width), columns, [](F x) __attribute__((always_inline)) { return x; });
+  } else {
+    turn_to_columns<V>(rows, width, columns, [=](F x) __attribute__((always_inline)) { return x * scale; });
+  }
 }
 // rows[lane][d] = columns[d][lane], whole vectors of rows that are kAttentionMaxWidth apart; what is beyond the width says nothing.
 template <int V>
@@ -126,39 +216,6 @@ inline void turn_to_rows(const float* columns, int64_t width, float (*rows)[kAtt
 #pragma GCC unroll 16
       for (int r = 0; r < W; ++r) store(rows[v * W + r] + d, square[r]);
     }
-}
-
-// panels[panel][d][row] = x[b, key, h, d]; the last panel is padded with zeros.
-inline void pack_panels(const AttentionArgs& a, const AttentionOperand& x, int64_t b, int64_t h, const KeyRange& keys, float* panels) {
-  const int64_t count = round_up(keys.count, kRows), step = a.width * kRows;
-  if constexpr (W == 2 * kRows) {  // two panels are the columns of a square
-    alignas(64) float copies[W][kAttentionMaxWidth];
-    for (int64_t i = 0; i < count; i += W, panels += 2 * step) {
-      const float* rows[W];
-      for (int64_t r = 0; r < W; ++r) rows[r] = key_row_of(a, x, b, h, keys, i + r, copies[r]);
-      for (int64_t d = 0; d < a.width; d += W) {
-        F square[W];
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) square[r] = rows[r] != nullptr ? load_some(rows[r] + d, 1, a.width - d) : F{};
-        transpose(square);
-        const bool both = i + kRows < count;
-#pragma GCC unroll 16
-        for (int k = 0; k < W; ++k)
-          if (d + k < a.width) {
-            float* place = panels + (d + k) * kRows;
-            std::memcpy(place, &square[k], sizeof(F) / 2);
-            if (both) std::memcpy(place + step, reinterpret_cast<const char*>(&square[k]) + sizeof(F) / 2, sizeof(F) / 2);
-          }
-      }
-    }
-    return;
-  }
-  alignas(64) float copy[kAttentionMaxWidth];
-  for (int64_t i = 0; i < count; ++i) {
-    float* column = panels + (i / kRows) * step + i % kRows;
-    const float* row = key_row_of(a, x, b, h, keys, i, copy);
-    for (int64_t d = 0; d < a.width; ++d) column[d * kRows] = row != nullptr ? row[d] : 0.f;
-  }
 }
 
 // Forward: what query t of a head ends with. `row` holds its output times `sum`, the sum of exponentials beside `top`, the
@@ -227,8 +284,9 @@ struct Lanes {
 };
 
 // tile[r][v] = sum over d of panel[d][r] * columns[d][v]: kRows keys against V vectors of queries. A single vector leaves registers for two
-// sums side by side, of the even and the odd d: one alone would wait for its own result, and two lose less to rounding.
-template <int V>
+// sums side by side, of the even and the odd d: one alone would wait for its own result, and two lose less to rounding. `width` counts
+// elements.
+template <class Terms, int V>
 EMC_INLINE void multiply_width(const float* panel, const float* columns, int64_t width, F (&tile)[kRows][V]) {
   constexpr int kSums = V == 1 ? 2 : 1;
   F sums[kSums][kRows][V];
@@ -246,7 +304,7 @@ EMC_INLINE void multiply_width(const float* panel, const float* columns, int64_t
     for (int r = 0; r < kRows; ++r) {
       const F row = splat(panel[d * kRows + r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[n][r][v] += row * column[v];
+      for (int v = 0; v < V; ++v) sums[n][r][v] = Terms::multiply_add(row, column[v], sums[n][r][v]);
     }
   };
   int64_t d = 0;
@@ -260,25 +318,36 @@ EMC_INLINE void multiply_width(const float* panel, const float* columns, int64_t
     for (int v = 0; v < V; ++v) tile[r][v] = kSums == 1 ? sums[0][r][v] : sums[0][r][v] + sums[kSums - 1][r][v];
 }
 
+// Scores of pairs are scaled here, those of single terms by their queries.
+template <class Terms, int V>
+EMC_INLINE void scale_pairs(float scale, F (&tile)[kRows][V]) {
+  if constexpr (Terms::kTerms == 2)
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) tile[r][v] *= scale;
+}
+
 // sum[i][v] = sum[i][v] * decay[v] + sum over keys of panels[.][i][key] * columns[key][v], for R neighbouring elements of the width.
-template <int R, int V>
+template <class Terms, int R, int V>
 inline void multiply_keys(const float* panels, int64_t panel_count, int64_t width, const float* columns, const F (&decay)[V], float* sum) {
+  constexpr int kElements = kRows / Terms::kTerms;
   F tile[R][V];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) tile[i][v] = F{};
-  for (int64_t panel = 0; panel < panel_count; ++panel, panels += width * kRows) {
+  for (int64_t panel = 0; panel < panel_count; ++panel, panels += width * kElements) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r, columns += V * W) {
+    for (int r = 0; r < kElements; ++r, columns += V * W) {
       F column[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) column[v] = load(columns + v * W);
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
-        const F row = splat(panels[i * kRows + r]);
+        const F row = splat(panels[i * kElements + r]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) tile[i][v] += row * column[v];
+        for (int v = 0; v < V; ++v) tile[i][v] = Terms::multiply_add(row, column[v], tile[i][v]);
       }
     }
   }
@@ -292,38 +361,38 @@ inline void multiply_keys(const float* panels, int64_t panel_count, int64_t widt
 }
 
 // The same for the whole width in tiles as even as possible: 30 is 8 + 8 + 7 + 7, nothing is padded.
-template <int V>
+template <class Terms, int V>
 inline void multiply_all_keys(const float* panels, int64_t panel_count, int64_t width, const float* columns, const F (&decay)[V],
                               float* sum) {
   const int64_t tiles = divide_up(width, kRows);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t from = tile * width / tiles, rows = (tile + 1) * width / tiles - from;
-    const float* p = panels + from * kRows;
+    const float* p = panels + from * (kRows / Terms::kTerms);
     float* s = sum + from * V * W;
     switch (rows) {
       case 1:
-        multiply_keys<1, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 1, V>(p, panel_count, width, columns, decay, s);
         break;
       case 2:
-        multiply_keys<2, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 2, V>(p, panel_count, width, columns, decay, s);
         break;
       case 3:
-        multiply_keys<3, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 3, V>(p, panel_count, width, columns, decay, s);
         break;
       case 4:
-        multiply_keys<4, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 4, V>(p, panel_count, width, columns, decay, s);
         break;
       case 5:
-        multiply_keys<5, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 5, V>(p, panel_count, width, columns, decay, s);
         break;
       case 6:
-        multiply_keys<6, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 6, V>(p, panel_count, width, columns, decay, s);
         break;
       case 7:
-        multiply_keys<7, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 7, V>(p, panel_count, width, columns, decay, s);
         break;
       default:
-        multiply_keys<8, V>(p, panel_count, width, columns, decay, s);
+        multiply_keys<Terms, 8, V>(p, panel_count, width, columns, decay, s);
         break;
     }
   }

@@ -1,5 +1,8 @@
-// Matrix product on the vector units: tiles of kTileRows x two vectors, b packed [32 columns][inner][32].
+// Matrix product on the vector units: tiles of kTileRows x two vectors, b packed [32 columns][inner][32], or in pairs along the inner
+// dimension (terms.h).
 #include "matrix_product.h"
+
+#include "terms.h"
 
 namespace emc::EMC_ISA {
 namespace {
@@ -24,22 +27,31 @@ int64_t workspace(const ProductArgs& a) {
 }
 
 // 32 columns of b, `count` of the inner dimension from `k` on.
+template <class Terms>
 inline void pack_columns(const ProductArgs& a, int64_t column, int64_t k, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += W) {
     alignas(64) float block[W * kProductColumns];
     const int64_t valid = least(W, count - i);
     gather(a.b, k + i, column, W, kProductColumns, valid, a.columns - column, block, kProductColumns);
-    std::memcpy(to + i * kProductColumns, block, static_cast<size_t>(valid * kProductColumns) * sizeof(float));
+    const int64_t elements = (valid + Terms::kTerms - 1) / Terms::kTerms;
+    if constexpr (Terms::kTerms == 2)
+      for (int64_t e = 0; e < elements; ++e)
+        for (int64_t c = 0; c < kProductColumns; c += W) {
+          const float* from = block + 2 * e * kProductColumns + c;
+          store(block + e * kProductColumns + c, Terms::of(load(from), load(from + kProductColumns)));
+        }
+    std::memcpy(to + i / Terms::kTerms * kProductColumns, block, static_cast<size_t>(elements * kProductColumns) * sizeof(float));
   }
 }
 
-void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) {
+template <class Terms>
+void pack_as(const ProductArgs& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task)
-    pack_columns(a, task * kProductColumns, 0, a.inner, a.packed + task * kProductColumns * a.inner);
+    pack_columns<Terms>(a, task * kProductColumns, 0, a.inner, a.packed + task * kProductColumns * a.inner);
 }
 
-// sums[r][0 .. 2 vectors] += x[r][0 .. inner] times b.
-template <int R>
+// sums[r][0 .. 2 vectors] += x[r][0 .. inner] times b; `inner` counts elements.
+template <class Terms, int R>
 inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int64_t inner, float* sums, int64_t stride) {
   F tile[R][2];
 #pragma GCC unroll 16
@@ -49,8 +61,8 @@ inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int6
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F value = splat(x[r * x_stride + k]);
-      tile[r][0] += value * first;
-      tile[r][1] += value * second;
+      tile[r][0] = Terms::multiply_add(value, first, tile[r][0]);
+      tile[r][1] = Terms::multiply_add(value, second, tile[r][1]);
     }
   }
 #pragma GCC unroll 16
@@ -61,6 +73,7 @@ inline void multiply_tile(const float* x, int64_t x_stride, const float* b, int6
 
 // sums [rows][padded columns] += up to 32 rows from `row` on times `inner` of the inner dimension from `k` on; b's blocks of 32 columns lie
 // `b_step` floats apart.
+template <class Terms>
 inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k, int64_t inner, const float* b, int64_t b_step, float* copy,
                      float* sums) {
   const int64_t stride = padded_columns(a);
@@ -70,12 +83,17 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k,
     gather(a.a, row, k, kProductRows, padded(inner, W), rows, inner, copy, kProductInner);
     x = copy, x_stride = kProductInner;
   }
+  if constexpr (Terms::kTerms == 2) {
+    for (int64_t r = 0; r < rows; ++r) Terms::along(x + r * x_stride, inner, copy + r * kProductInner);
+    x = copy, x_stride = kProductInner;
+  }
+  const int64_t elements = (inner + Terms::kTerms - 1) / Terms::kTerms;
   for (int64_t column = 0; column < stride; column += kTileColumns)
-    for (int64_t from = 0; from < inner; from += kTerms) {
-      const int64_t terms = least(kTerms, inner - from);
+    for (int64_t from = 0; from < elements; from += kTerms) {
+      const int64_t terms = least(kTerms, elements - from);
       const float* block = b + column / kProductColumns * b_step + column % kProductColumns + from * kProductColumns;
       const auto tile = [&](auto height, int64_t r) __attribute__((always_inline)) {
-        multiply_tile<decltype(height)::kValue>(x + r * x_stride + from, x_stride, block, terms, sums + r * stride + column, stride);
+        multiply_tile<Terms, decltype(height)::kValue>(x + r * x_stride + from, x_stride, block, terms, sums + r * stride + column, stride);
       };
       int64_t r = 0;
       for (; r + kTileRows <= rows; r += kTileRows) tile(Number<kTileRows>(), r);
@@ -84,8 +102,8 @@ inline void multiply(const ProductArgs& a, int64_t row, int64_t rows, int64_t k,
     }
 }
 
-void run_one(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
-  if (product_is_few(a)) return run_few(a, memory);
+template <class Terms>
+void run_as(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
   const bool deep = product_is_deep(a);
   const int64_t stride = padded_columns(a), height = height_of(a);
   float *sums = memory, *copy = sums + height * stride, *block_of_b = copy + kProductRows * kProductInner;
@@ -94,16 +112,26 @@ void run_one(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
     for (int64_t i = 0; i < height * stride; i += W) store(sums + i, F{});
     for (int64_t k = 0; k < a.inner; k += kProductInner) {
       const int64_t inner = least(kProductInner, a.inner - k);
-      const float* b = deep ? block_of_b : a.packed + k * kProductColumns;
+      const float* b = deep ? block_of_b : a.packed + k / Terms::kTerms * kProductColumns;  // k is even
       if (deep)
         for (int64_t column = 0; column < stride; column += kProductColumns)
-          pack_columns(a, column, k, inner, block_of_b + column * kProductInner);
+          pack_columns<Terms>(a, column, k, inner, block_of_b + column * kProductInner);
       const int64_t b_step = (deep ? kProductInner : a.inner) * kProductColumns;
       for (int64_t r = row; r < last; r += kProductRows)
-        multiply(a, r, least(kProductRows, last - r), k, inner, b, b_step, copy, sums + (r - row) * stride);
+        multiply<Terms>(a, r, least(kProductRows, last - r), k, inner, b, b_step, copy, sums + (r - row) * stride);
     }
     finish_rows(a, row, last - row, sums, stride);
   }
+}
+
+// Whether bfloat16 is all that was asked for.
+bool takes_pairs(const ProductArgs& a) { return kHasPairs && a.precision == Precision::kMedium; }
+
+void pack(const ProductArgs& a, int64_t begin, int64_t end, float*) { (takes_pairs(a) ? pack_as<Pairs> : pack_as<Single>)(a, begin, end); }
+
+void run_one(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {
+  if (product_is_few(a)) return run_few(a, memory);
+  (takes_pairs(a) ? run_as<Pairs> : run_as<Single>)(a, begin, end, memory);
 }
 
 void run(const ProductArgs& a, int64_t begin, int64_t end, float* memory) {

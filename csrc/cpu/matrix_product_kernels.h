@@ -60,6 +60,6 @@ struct MatrixProductKernels {
   void (*sum_rows)(const float* x, int64_t rows, int64_t columns, float* sums);   // of a dense matrix
 };
 
-EMC_KERNEL_TABLE_AMX(MatrixProductKernels, matrix_product_kernels)
+EMC_KERNEL_TABLE_BF16(MatrixProductKernels, matrix_product_kernels)
 
 }  // namespace emc

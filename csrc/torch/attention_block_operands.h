@@ -24,7 +24,7 @@ class Products {
   // products that are computed together.
   template <class After>
   void run(int64_t after_floats, const After& after) {
-    const auto& kernels = EMC_KERNELS_AMX(matrix_product_kernels);
+    const auto& kernels = EMC_KERNELS_BF16(matrix_product_kernels);
     // Neighbours with one left operand are computed together: it is then read, and put in order, once.
     for (size_t i = count_; i-- > 1;)
       if (products_share(all_[i - 1], all_[i])) all_[i - 1].beside = &all_[i];
@@ -318,7 +318,7 @@ struct ProjectionGradients {
     first.add(block_.of_weights(of_v_, told, context_rows, w_v.data_as<float>()));
     first.add(block_.of_weights(grad_update_, dense(saved_.attended, width), rows, w_o.data_as<float>()));
     for (Products* products : {&first, &second, &third}) products->run();
-    const auto& kernels = EMC_KERNELS_AMX(matrix_product_kernels);
+    const auto& kernels = EMC_KERNELS_BF16(matrix_product_kernels);
     kernels.sum_rows(of_q_, rows, width, b_q.data_as<float>());
     kernels.sum_rows(of_k_, context_rows, width, b_k.data_as<float>());
     kernels.sum_rows(of_v_, context_rows, width, b_v.data_as<float>());

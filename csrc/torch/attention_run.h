@@ -61,10 +61,10 @@ void run_attention_tasks(const Kernels& kernels, const AttentionArgs& a) {
                           });
 }
 
-inline void run_attention(const AttentionArgs& a) { run_attention_tasks(EMC_KERNELS_AMX(attention_forward_kernels), a); }
+inline void run_attention(const AttentionArgs& a) { run_attention_tasks(EMC_KERNELS_BF16(attention_forward_kernels), a); }
 
 inline void run_attention_backward(AttentionArgs a) {
-  const auto& kernels = EMC_KERNELS_AMX(attention_backward_kernels);
+  const auto& kernels = EMC_KERNELS_BF16(attention_backward_kernels);
   const int64_t chunks = attention_chunks(a), heads = a.batch * a.heads;
   Tensor partial;
   if (chunks != 1) {  // several, or no queries at all: the sum of nothing is zero

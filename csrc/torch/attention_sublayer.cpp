@@ -116,7 +116,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   }
 
   ProjectionGradients grads(s, kept, grad_update);
-  EMC_KERNELS_AMX(matrix_product_kernels).sum_rows(grad_update, rows, width, grads.b_o.data_as<float>());
+  EMC_KERNELS_BF16(matrix_product_kernels).sum_rows(grad_update, rows, width, grads.b_o.data_as<float>());
   Tensor copy;
   const Matrix asked = s.asked(normalised.data_as<const float>());
   grads.finish(asked, s.told(asked, copy), !s.ln_weight && s.residual ? grad_out.data_as<const float>() : nullptr, grad_normalised,

@@ -17,10 +17,10 @@
 
 namespace emc {
 
-enum class Isa { kBase, kV3, kV4, kAmx };  // each runs what those before it run
-Isa isa();                                 // chosen once: the best that the processor runs, or what EMC_FAST_ISA says
-Precision float32_precision();             // of products of float32; read once a call
-bool poison_memory();                      // tests: fill fresh outputs with NaN, so that an element that was never written shows
+enum class Isa { kBase, kV3, kV4, kBf16, kAmx };  // each runs what those before it run
+Isa isa();                                        // chosen once: the best that the processor runs, or what EMC_FAST_ISA says
+Precision float32_precision();                    // of products of float32; read once a call
+bool poison_memory();                             // tests: fill fresh outputs with NaN, so that an element that was never written shows
 
 inline void check(AOTITorchError error, const char* what) {
   if (error != 0) throw std::runtime_error(std::string("emc_fast: torch refused ") + what);

@@ -41,6 +41,9 @@ bool supported(Isa level) {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (level == Isa::kAmx) return v4 && has_tiles();
+#ifdef EMC_HAVE_BF16
+  if (level == Isa::kBf16) return v4 && __builtin_cpu_supports("avx512bf16");
+#endif
 #ifdef EMC_HAVE_V4
   if (level == Isa::kV4) return v4;
 #endif
@@ -51,17 +54,17 @@ bool supported(Isa level) {
   return level == Isa::kBase;
 }
 
-const char* const kNames[] = {"base", "v3", "v4", "amx"};
+const char* const kNames[] = {"base", "v3", "v4", "bf16", "amx"};
 
 Isa best() {
-  for (Isa level : {Isa::kAmx, Isa::kV4, Isa::kV3})
+  for (Isa level : {Isa::kAmx, Isa::kBf16, Isa::kV4, Isa::kV3})
     if (supported(level)) return level;
   return Isa::kBase;
 }
 
 // Name of a level that this machine can run, else nothing.
 std::optional<Isa> parse(const char* name) {
-  for (Isa level : {Isa::kBase, Isa::kV3, Isa::kV4, Isa::kAmx})
+  for (Isa level : {Isa::kBase, Isa::kV3, Isa::kV4, Isa::kBf16, Isa::kAmx})
     if (name != nullptr && std::strcmp(name, kNames[static_cast<int>(level)]) == 0 && supported(level)) return level;
   return std::nullopt;
 }

@@ -167,7 +167,7 @@ class NativeLibrary:
     handle: Any = None
 
     def set_isa(self, name: str) -> None:
-        """Use the kernels of ``"base"``, ``"v3"``, ``"v4"`` or ``"amx"`` from now on (tests; ``EMC_FAST_ISA`` does it from the start)."""
+        """Use the kernels of ``"base"``, ``"v3"``, ``"v4"``, ``"bf16"`` or ``"amx"`` from now on; ``EMC_FAST_ISA`` from the start."""
         if self.handle is None or self.handle.emc_fast_set_isa(name.encode()):
             why = self.problem or "this build or this machine does not have it"
             raise BackendError(f"the instruction set {name!r} cannot be used: {why}")

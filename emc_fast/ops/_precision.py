@@ -20,9 +20,10 @@ def set_float32_precision(precision: Precision) -> None:
             ``EMC_FAST_FLOAT32_PRECISION`` says otherwise. ``"high"``: operands are taken to 16 bits, an error of about 2^-17 of each.
             ``"medium"``: they are rounded to bfloat16, 2^-8 of each. Sums, softmax, residual and LayerNorm stay in float32.
 
-    It changes something where there is hardware for it: on the CPU with matrix tiles (instruction set ``amx``). Everywhere else all three
-    compute what ``"highest"`` does. The setting is the process's, taken by each call when it starts, and independent of
-    ``torch.set_float32_matmul_precision``. Backward takes the one of its own time: leave it alone between the two.
+    It changes something where there is hardware for it: on the CPU with matrix tiles (instruction set ``amx``), and with AVX-512's products
+    of bfloat16 (``bf16``), for which ``"high"`` is ``"highest"``. Everywhere else all three compute what ``"highest"`` does. The setting is
+    the process's, taken by each call when it starts, and independent of ``torch.set_float32_matmul_precision``. Backward takes the one of
+    its own time: leave it alone between the two.
 
     Raises:
         TypeError: ``precision`` is not a string.

@@ -26,7 +26,9 @@ from emc_fast.ops._library import native
 
 from . import parity, test_attention, test_attention_block
 
-ISAS = ("base", "v3", "v4", "amx")
+ISAS = ("base", "v3", "v4", "bf16", "amx")
+#: Where a precision is a lower one: matrix tiles take any number of pieces, products of bfloat16 pairs one.
+LOWER = [("amx", "high"), ("amx", "medium"), ("bf16", "medium")]
 UNIT = {"high": 2.0**-17, "medium": 2.0**-8}
 NAMES = test_attention.NAMES
 
@@ -58,11 +60,19 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture
-def amx() -> Iterator[None]:
-    """Matrix tiles alone: elsewhere every precision computes what `highest` does, which has a test."""
-    with kernels_of("amx"):
-        yield
+@pytest.fixture(params=LOWER, ids="-".join)
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A lower precision, with kernels that have it; elsewhere it computes what `highest` does, which has a test."""
+    isa, name = request.param
+    with kernels_of(isa):
+        yield name
+
+
+@pytest.fixture(params=["bf16", "amx"])
+def lowering(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels that have a lower precision."""
+    with kernels_of(request.param):
+        yield request.param
 
 
 def at(precision: Any, function: Any, inputs: parity.Inputs, names: Any, grads: Any) -> dict[str, Tensor]:
@@ -125,20 +135,18 @@ def test_environment(value: str, expected: str) -> None:
 # --- what it changes ---
 
 
-def test_a_lower_precision_is_one_on_tiles_alone(isa: str) -> None:
+def test_a_lower_precision_is_one_where_there_are_kernels_for_it(isa: str) -> None:
     inputs, grads = problem(1)
     names = [*inputs]
     found = {p: at(p, attention, inputs, names, grads) for p in ("highest", "high", "medium")}
     for precision in ("high", "medium"):
         for name, exact in found["highest"].items():
-            assert torch.equal(found[precision][name], exact) == (isa != "amx"), name
+            assert torch.equal(found[precision][name], exact) == ((isa, precision) not in LOWER), name
     for a in found["high"]:
-        assert torch.equal(found["high"][a], found["medium"][a]) == (isa != "amx"), a
+        assert torch.equal(found["high"][a], found["medium"][a]) == ((isa, "medium") not in LOWER), a
 
 
 @pytest.mark.parametrize("width", [30, 32, 64, 128])
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.usefixtures("amx")
 def test_errors_are_those_of_the_pieces(precision: str, width: int) -> None:
     """With P the probabilities, g the incoming gradient, r the relative error of a probability:
 
@@ -168,8 +176,6 @@ def test_errors_are_those_of_the_pieces(precision: str, width: int) -> None:
         assert unit / 8 <= l2 <= 4 * unit, f"{name}: relative L2 error {l2:.3g}, cut to {unit:.3g}"
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.usefixtures("amx")
 def test_errors_of_the_block(precision: str) -> None:
     """Values and the gradient of every operand: a few units in relative L2, for the dozen products that lie behind each other."""
     rng = random.Random(5)
@@ -187,7 +193,7 @@ def test_errors_of_the_block(precision: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.usefixtures("amx")
+@pytest.mark.usefixtures("lowering")
 def test_half_types_keep_their_rule(dtype: torch.dtype) -> None:
     """`high` leaves them alone, and so does `medium` float16; bfloat16 then has its probabilities rounded as its inputs are."""
     inputs, grads = problem(3)
@@ -200,8 +206,6 @@ def test_half_types_keep_their_rule(dtype: torch.dtype) -> None:
         assert not torch.equal(found["highest"]["d_query"], found["medium"]["d_query"])
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.usefixtures("amx")
 def test_deterministic(precision: Any) -> None:
     set_float32_precision(precision)
     inputs, _ = problem(7)
@@ -252,8 +256,6 @@ def test_nan_in_a_projection_shows(precision: Any) -> None:
 
 
 @parity.seeds(3)
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.usefixtures("amx")
 def test_masked_places_may_hold_anything(precision: Any, seed: int) -> None:
     """NaN and Inf in masked keys change no bit, and get gradients of exactly 0."""
     set_float32_precision(precision)
@@ -270,8 +272,6 @@ def test_masked_places_may_hold_anything(precision: Any, seed: int) -> None:
     assert not any(bool(x.isnan().any()) for x in found.values())
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.usefixtures("amx")
 def test_one_key_takes_no_gradient(precision: Any) -> None:
     """The softmax of one key is exactly 1, at every precision: query and key get gradients of exactly 0."""
     set_float32_precision(precision)
@@ -283,7 +283,7 @@ def test_one_key_takes_no_gradient(precision: Any) -> None:
     assert bool(((seen - inputs["value"]).abs() <= UNIT[precision] * inputs["value"].abs()).all())
 
 
-@pytest.mark.usefixtures("amx")
+@pytest.mark.usefixtures("lowering")
 def test_backward_at_another_precision_than_forward() -> None:
     """Allowed, though not asked for: gradients are off as those of the lower one are."""
     inputs, grads = problem(12)
