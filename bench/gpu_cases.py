@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,9 +14,20 @@ from torch import Tensor
 from bench.bench_attention_block import MATRICES, gather
 from bench.bench_fusion_kl import LOGVARS, MEANS
 from bench.bench_fusion_kl import ours as gaussians
-from bench.rivals import block_on, sdpa
+from bench.rivals import block_on, emotion_on, sdpa
 from bench.rivals import reparameterize as plain_draw
-from emc_fast.ops import attention, attention_block, dropout, dtw, fusion_kl_categorical, philox_normal, reparameterize, use_backend
+from emc_fast.ops import (
+    AttentionBlockWeights,
+    attention,
+    attention_block,
+    dropout,
+    dtw,
+    emotion_attention,
+    fusion_kl_categorical,
+    philox_normal,
+    reparameterize,
+    use_backend,
+)
 from emc_fast.ops.reference import dtw as dtw_definition
 from emc_fast.ops.reference.fusion_kl import fusion_kl as plain_gaussians
 from emc_fast.ops.reference.fusion_kl_categorical import fusion_kl_categorical as plain_categorical
@@ -24,6 +36,7 @@ from tests.ops import parity
 Inputs = dict[str, Tensor]
 Size = tuple[int, ...]
 HALF = (torch.float32, torch.bfloat16)
+BLOCKS = ("features", "emotion", "both")
 ROWS = ((48000, 128), (1024, 128), (3_100_000, 128))
 
 
@@ -32,8 +45,9 @@ class Case:
     """An operator as a function of named tensors, its plain form, and how its inputs are made for a size.
 
     ``sizes`` begin with the one that matters most. ``traffic``: how many times the bytes of the first input are read and written by
-    forward, and by forward with backward; None where memory is not what limits. ``check`` replaces the error rule of the tests where that
-    does not fit, and there is no plain form where it would take seconds.
+    forward, and by forward with backward; None where memory is not what limits. ``latency``: what counts is one call after the other, each
+    a CUDA graph, on all sides. ``check`` replaces the error rule of the tests where that does not fit, and there is no plain form where it
+    would take seconds.
     """
 
     operator: str
@@ -45,6 +59,7 @@ class Case:
     differentiate: tuple[str, ...] = ()
     traffic: tuple[float, float] | None = None
     dtypes: tuple[torch.dtype, ...] = HALF
+    latency: bool = False
     check: Callable[[Callable[..., Any], Inputs, str], None] | None = None
 
 
@@ -68,6 +83,24 @@ def block_inputs(size: Size, dtype: torch.dtype, device: str) -> Inputs:
 
 def block(function: Callable[..., Any], heads: int) -> Callable[..., Any]:
     return lambda x, memory, **weights: function(x, memory, gather(weights), num_heads=heads)
+
+
+def emotion_inputs(size: Size, dtype: torch.dtype, device: str) -> Inputs:
+    batch, frames, width, _ = size
+    found = normals(("features", "emotion"))((batch, frames, width), dtype, device)
+    for block, name in product(BLOCKS, AttentionBlockWeights._fields[:-1]):
+        shape = (width, width) if name.startswith("w_") else (width,)
+        found[f"{block}_{name}"] = (torch.randn(shape, device=device) / width**0.5 + (name == "ln_weight")).to(dtype)
+    return found
+
+
+def emotion(function: Callable[..., Any], heads: int) -> Callable[..., Any]:
+    def call(features: Tensor, emotion: Tensor, **weights: Tensor) -> Tensor:
+        blocks = [AttentionBlockWeights(*(weights[f"{block}_{name}"] for name in AttentionBlockWeights._fields[:-1])) for block in BLOCKS]
+        out: Tensor = function(features, emotion, *blocks, num_heads=heads)
+        return out
+
+    return call
 
 
 def warped(size: Size, dtype: torch.dtype, device: str) -> Inputs:
@@ -125,6 +158,10 @@ CASES = (
     Case(
         "attention_block", block(attention_block, 4), block(block_on(sdpa), 4), block_inputs, ((16, 750, 128, 4), (4, 256, 128, 4)),
         (2, 70, 128, 4), ("x", "memory", *MATRICES),
+    ),
+    Case(
+        "emotion_attention", emotion(emotion_attention, 4), emotion(emotion_on(sdpa), 4), emotion_inputs, ((1, 8, 128, 4), (1, 64, 128, 4)),
+        (4, 8, 128, 4), latency=True,
     ),
     Case(
         "dtw", dtw, None, warped, ((4096, 750, 15), (256, 750, 2)), (64, 90, 15), dtypes=(torch.float32,), check=same_distances,

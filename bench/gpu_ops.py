@@ -73,6 +73,20 @@ def both(function: Callable[..., Any], inputs: Inputs, differentiate: tuple[str,
     return lambda: torch.autograd.grad(parity.outputs_of(function(**leaves)), wanted, grads)
 
 
+def captured(call: Call) -> Call:
+    """The call as a CUDA graph, after what it does once has been done."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def served_by(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**inputs: Any) -> Any:
         with use_backend(backend):  # type: ignore[arg-type]
@@ -120,7 +134,10 @@ def race(case: Case, size: Size, dtype: torch.dtype, direction: str, able: list[
         calls["eager"] = make(case.plain, inputs, case.differentiate)
     if case.plain is not None and compiled:
         torch._dynamo.reset()
-        calls["compile"] = make(torch.compile(case.plain), inputs, case.differentiate)
+        mode = "max-autotune-no-cudagraphs" if case.latency else "default"
+        calls["compile"] = make(torch.compile(case.plain, mode=mode), inputs, case.differentiate)
+    if case.latency and device == "cuda":
+        calls = {key: captured(call) for key, call in calls.items()}
     if case.traffic:
         first = next(iter(inputs.values()))
         moved = case.traffic[direction != "forward"] * first.numel() * first.element_size()

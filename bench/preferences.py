@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.measured import text_of
+from emc_fast.ops._backend import OPERATORS
 from emc_fast.ops._preferences import TABLE, Measurement, read
 
 MARGIN = 1.05
@@ -35,7 +36,8 @@ def measured(report: dict[str, Any]) -> list[Measurement]:
     ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
     for result in report["results"]:
         taken = result.get("median_ms", {})
-        if {"cuda", "triton"} <= taken.keys():
+        # What is composed of operators, as EA, has no choice of its own.
+        if {"cuda", "triton"} <= taken.keys() and result["operator"] in OPERATORS:
             ratios[result["operator"], result["dtype"]].append(taken["cuda"] / taken["triton"])
     found = []
     for (operator, dtype), values in ratios.items():

@@ -33,6 +33,7 @@ KERNELS = {
     "fusion_kl_categorical": ("fusion_kl_categorical<{T}>", "fusion_kl_categorical_backward<{T}>"),
     "attention": tuple(f"attention<{head}>" for head in _HEADS),
     "attention_backward": tuple(f"attention_backward_{side}<{head}>" for side in ("queries", "keys") for head in _HEADS),
+    "emotion_attention": ("few_heads<{T}>", "few_join<{T}>"),
     "attention_block": ("attention_block<float>", "attention_block_backward<float>", "attention_block_sums<float>"),
 }
 

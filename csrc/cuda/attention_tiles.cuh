@@ -161,7 +161,8 @@ __device__ __forceinline__ void write_rows(const Attention& a, const AttentionBl
 }
 
 // Which of the keys first .. first + 31 exist and are not masked, a bit for each. All lanes of the warp come.
-__device__ __forceinline__ unsigned seen_keys(const Attention& a, int b, int first) {
+template <class Arguments>
+__device__ __forceinline__ unsigned seen_keys(const Arguments& a, int b, int first) {
   const int s = first + lane_index();
   return __ballot_sync(kFullMask, s < a.keys && (a.key_mask == nullptr || a.key_mask[b * a.mask_stride[0] + s * a.mask_stride[1]] != 0));
 }

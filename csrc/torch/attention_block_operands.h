@@ -6,6 +6,7 @@
 
 #include "../cpu/matrix_product_kernels.h"
 #include "attention_block_epilogue.h"
+#include "attention_block_weights.h"
 #include "attention_run.h"
 
 namespace emc {
@@ -80,26 +81,6 @@ class Products {
 inline Matrix dense(const Tensor& tensor, int64_t columns) { return {tensor.data_as<const float>(), columns, 1}; }
 inline Matrix transposed(const Matrix& m) { return {m.data, m.column_stride, m.row_stride}; }
 inline Matrix of_weight(const Tensor& w) { return {w.data_as<const float>(), w.stride(0), w.stride(1)}; }
-
-// The parameters of a block, in the order of the schema. In a sublayer the LayerNorm may be absent.
-struct BlockWeights {
-  Tensor w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o, ln_weight, ln_bias;
-  double ln_eps;
-
-  static constexpr int kSlots = 11;  // of the stack
-  explicit BlockWeights(const StableIValue* stack, bool sublayer = false)
-      : w_q(take_tensor(stack[0])),
-        b_q(take_optional_tensor(stack[1])),
-        w_k(take_tensor(stack[2])),
-        b_k(take_optional_tensor(stack[3])),
-        w_v(take_tensor(stack[4])),
-        b_v(take_optional_tensor(stack[5])),
-        w_o(take_tensor(stack[6])),
-        b_o(take_optional_tensor(stack[7])),
-        ln_weight(sublayer ? take_optional_tensor(stack[8]) : take_tensor(stack[8])),
-        ln_bias(take_optional_tensor(stack[9])),
-        ln_eps(take_double(stack[10])) {}
-};
 
 // The arguments that forward, backward and inference share. Without a memory x attends to itself.
 struct BlockOperands : BlockWeights {

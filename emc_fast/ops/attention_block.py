@@ -303,6 +303,8 @@ def attention_block(
     width = x.shape[2] // num_heads
     refuse = refuse_width(width)
     backend = _backend.choose("attention_block", x.device, x.dtype, refuse)
+    if dropout_p == 0 and is_few(backend, num_heads, x, memory, *weights[:-1]):
+        return _inference(x, memory, *weights, num_heads, key_mask, causal, window or 0, 0.0, None, stream)
     if backend == "reference":
         options: dict[str, Any] = {"causal": causal, "window": window, "dropout_p": dropout_p, "stream": stream}
         return _definition(x, memory, weights, num_heads=num_heads, key_mask=key_mask, seed=noise, **options)
@@ -328,7 +330,7 @@ def _at_once(
     A few frames take less time than to check their arguments here. So the call is made at once: it checks for itself, and whatever it
     refuses goes the long way, where it is served otherwise or refused by name.
     """
-    if not (whole and may_go_at_once(x, num_heads, causal, window, stream, dropout_p)):
+    if not may_go_at_once(x, num_heads, causal, window, stream, dropout_p):
         return None
     if _backend.choose("attention_block", x.device, x.dtype) != "cpu":
         return None
@@ -346,11 +348,30 @@ def _at_once(
 
 def may_go_at_once(x: Tensor, num_heads: int, causal: bool, window: int | None, stream: int, *probabilities: float) -> bool:
     """Whether a call is of the kind whose other arguments the native operators check for themselves: plain, in float32 on the CPU."""
-    plain = isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
+    plain = whole and isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
     plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
     plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
     return plain and all(isinstance(p, float | int) and 0.0 <= p <= 1.0 for p in probabilities) and _autograd.is_plain()
 
+
+def is_few(backend: str, num_heads: int, x: Tensor, memory: Tensor, *weights: Tensor | None) -> bool:
+    """Whether a block, or several on x and memory, is what the CUDA kernels of a few frames take: inference, short, narrow heads, dense.
+
+    That these are faster up to so many rows is a guess: no GPU has run them.
+    """
+    if not (backend == "cuda" or (backend == "cpu" and not whole)) or torch.compiler.is_compiling() or not _autograd.is_plain():
+        return False
+    tensors = [t for t in (x, memory, *weights) if t is not None]
+    most = FEW_FLOATS if x.dtype == torch.float32 else FEW_HALVES
+    lengths = x.shape[1], memory.shape[1]
+    few = min(lengths) > 0 and max(lengths) <= most and 0 < x.shape[0] * max(lengths) <= FEW_ROWS
+    if not (few and x.shape[2] <= FEW_HEAD_WIDTH * num_heads) or _autograd.is_recorded(*tensors):
+        return False
+    return all(t.dtype == x.dtype and t.is_contiguous() for t in tensors)
+
+
+#: As in csrc/cuda/emotion_attention_arguments.h: frames in float32 and in the half types, width of a head; and rows of a batch.
+FEW_FLOATS, FEW_HALVES, FEW_HEAD_WIDTH, FEW_ROWS = 32, 64, 32, 512
 
 _inference = torch.ops.emc_fast.attention_block_inference.default
 _fused = _autograd.recorded(torch.ops.emc_fast.attention_block_fused.default, "fused", setup=_setup_context, backward=_backward)

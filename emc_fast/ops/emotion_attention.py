@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import _autograd, _backend, _library
 from ._checks import check_probability, check_same, check_stream, check_tensor
-from .attention_block import BLOCK_WEIGHTS, attention_block, may_go_at_once
+from .attention import check_span
+from .attention_block import BLOCK_WEIGHTS, attention_block, is_few, may_go_at_once
 from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
 
@@ -87,6 +88,15 @@ def emotion_attention(
     check_stream(stream + 5)
     check_probability("dropout_p", dropout_p)
     noise = as_seed(seed, features.shape, features.device) if dropout_p > 0 else None
+    check_span(causal, window)
+    if dropout_p == 0 and all(isinstance(w, AttentionBlockWeights) for w in (of_features, of_emotion, of_both)):
+        backend = _backend.choose("attention_block", features.device, features.dtype)
+        weights = *of_features, *of_emotion, *of_both
+        try:
+            if is_few(backend, num_heads, features, emotion, *(w for w in weights if isinstance(w, Tensor))):
+                return _inference(features, emotion, *weights, num_heads, key_mask, emotion_mask, causal, window or 0)
+        except (RuntimeError, TypeError, AttributeError):
+            pass  # what does not fit is refused by name below
     options: dict[str, Any] = {"num_heads": num_heads, "causal": causal, "window": window, "dropout_p": dropout_p, "seed": noise}
     f = attention_block(features, features, of_features, key_mask=key_mask, stream=stream, **options)
     e = attention_block(emotion, emotion, of_emotion, key_mask=emotion_mask, stream=stream + 2, **options)

@@ -125,6 +125,7 @@ void compute_together(const T& mine, float (&result)[n], const Compute& compute)
 }  // namespace emu
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))

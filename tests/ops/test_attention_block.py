@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable
 from functools import partial
@@ -61,6 +62,26 @@ def test_parity(target: Target, dtype: torch.dtype, seed: int) -> None:
     inputs, options = draw(seed)
     # The gradient of b_k is 0 in truth (it shifts all scores of a query alike), so there is nothing to hold its rounding against.
     parity.assert_parity(block(**options), inputs, dtype, target, differentiate=differentiable(inputs, "b_k"), seed=seed)
+
+
+@parity.seeds(4, first=300)
+@parity.dtypes()
+def test_parity_of_few_frames(target: Target, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At inference, where CUDA has kernels for the whole of a block of a few frames and narrow heads."""
+    module, served = importlib.import_module("emc_fast.ops.attention_block"), []
+    real = module._inference
+    monkeypatch.setattr(module, "_inference", lambda *args: served.append(1) or real(*args))
+    rng = random.Random(seed)
+    heads, width = rng.choice([(4, 32), (12, 30), (8, 16), (2, 5), (5, 28)])
+    most = 32 if dtype == torch.float32 else 64
+    t, s, b = rng.choice([1, 8, most]), rng.randrange(1, most + 1), rng.randrange(4, 8)
+    inputs = inputs_of(rng, b, t, s, heads * width, tuple(name for name in BIASES if rng.random() < 0.3))
+    causal = rng.random() < 0.4
+    options: dict[str, Any] = {"num_heads": heads, "causal": causal, "window": rng.choice([None, 5]) if causal else None}
+    if seed % 2:
+        options["key_mask"] = parity.mask(seed, b, s, share=0.7)
+    parity.assert_parity(block(**options), inputs, dtype, target, seed=seed)
+    assert len(served) == (dtype == torch.float32 or not target.isa)
 
 
 @parity.seeds(3, first=50)

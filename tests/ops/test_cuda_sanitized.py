@@ -12,10 +12,10 @@ from cuda_emulator import build
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O0")
-#: Odd widths, strides, misaligned memory, masks and zero sizes of every operator; and of attention, Volta's kernels.
+#: Odd widths, strides, misaligned memory, masks and zero sizes of every operator, blocks of few frames; of attention, Volta's kernels.
 SELECTION = (
     "(shuffled and ((any_layout and seed0) or (test_parity and seed0 and float16)"
-    " or zero_size or mask_broadcasts or any_stride or many_frames or out_of_range))"
+    " or zero_size or mask_broadcasts or any_stride or many_frames or out_of_range or (few_frames and (seed201 or seed301))))"
     " or (forward and test_attention and test_parity and seed0 and float16)"
 )
 
