@@ -18,6 +18,7 @@ struct Attention {
   DType dtype;
   int64_t batch, heads;
   int queries, keys, width;
+  int stages;  // steps whose tiles a block has at once, 2 or 1; the launcher's business
   HeadsOperand query, key, value;
   const unsigned char* key_mask;  // (batch, keys) or null; not 0 where a key may be attended
   int64_t mask_stride[2];
