@@ -15,7 +15,7 @@ int together(const HeadsOperand& x, int width, DType dtype) {
     return reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride[0] % n == 0 && x.stride[1] % n == 0 && x.stride[2] % n == 0 &&
            width % n == 0;
   };
-  return x.stride[3] != 1 ? 1 : even(4) ? 4 : even(2) ? 2 : 1;
+  return x.stride[3] != 1 ? 1 : dtype != DType::kFloat32 && even(8) ? 8 : even(4) ? 4 : even(2) ? 2 : 1;
 }
 
 // The kernels of a dtype and a padded head width, and what they need.
@@ -63,7 +63,7 @@ const char* run(Attention a, AttentionKernel kernel, const AttentionPlan& plan, 
   if (grid == 0) return nullptr;
   if (grid > 0x7fffffff) return "attention takes fewer than 2^31 tiles of queries or keys";
   const int enough = kernel == plan.backward_keys ? 2 : 3;  // what registers leave to most of the kernels
-  a.stages = stages_for(plan.bytes(warps * kTile, lefts, 2), enough, device);
+  a.stages = a.dtype == DType::kFloat32 ? 1 : stages_for(plan.bytes(warps * kTile, lefts, 2), enough, device);
   const size_t bytes = static_cast<size_t>(plan.bytes(warps * kTile, lefts, a.stages));
   return launch(kernel, static_cast<unsigned>(grid), static_cast<unsigned>(warps * kWarp), bytes, stream, a);
 }

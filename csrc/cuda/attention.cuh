@@ -102,7 +102,7 @@ __device__ __forceinline__ void attend(const Attention& a) {
 }
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.forward) attention(const Attention a) {
   with_units<T>([&](auto units) { attend<T, kWidth, decltype(units)>(a); });
 }
 

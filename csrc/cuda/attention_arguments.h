@@ -11,7 +11,7 @@ constexpr int kAttentionMaxWidth = 128;
 struct HeadsOperand {
   const void* data;
   int64_t stride[4];
-  int together;  // elements of a row that can be read at once: 4, 2 or 1; the launcher's business
+  int together;  // elements of a row that can be read at once: 8 (of 16 bits), 4, 2 or 1; the launcher's business
 };
 
 struct Attention {

@@ -201,25 +201,12 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
   write_rows<Units>(a, block, grad_value, values, a.grad_value, s, a.keys);
 }
 
-// Blocks of a multiprocessor that the compiler is to leave registers for, 128 a thread with four and 168 with three, where that spills
-// none.
-template <class T>
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kNarrowBlocks = __CUDA_ARCH__ == 700 && SameType<T, Half>::value ? 4 : 3;
-#else
-constexpr int kNarrowBlocks = 4;
-#endif
 template <class T, int kWidth>
-constexpr int kQueryBlocks = sizeof(T) == sizeof(float) || kWidth > 64 ? 1
-                             : kWidth > 32                             ? 3
-                                                                       : kNarrowBlocks<T>;
-
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, kQueryBlocks<T, kWidth>) attention_backward_queries(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.queries) attention_backward_queries(const Attention a) {
   with_units<T>([&](auto units) { differentiate_queries<T, kWidth, decltype(units)>(a); });
 }
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention_backward_keys(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.keys) attention_backward_keys(const Attention a) {
   with_units<T>([&](auto units) { differentiate_keys<T, kWidth, decltype(units)>(a); });
 }
 

@@ -29,20 +29,20 @@ struct AttentionTiles {
   // Shared memory for `lefts` tiles of `rows`, so many steps, and scratch.
   static constexpr int bytes(int rows, int lefts, int stages) {
     const int left = lefts * rows * kPitch * static_cast<int>(sizeof(T)), scratch = rows / kTile * Scalar<T>::kScratch * 4;
-    const int without = left + stages * kStageBytes;
-    if (SameType<T, float>::value) return without + scratch;
-    // Code that has scratch for BFloat16 has one stage, and the host cannot tell which code runs.
-    const int old = left + kStageBytes + (SameType<T, Half>::value ? 0 : scratch);
-    return without < old ? old : without;
+    // Code that needs scratch has one stage, and for BFloat16 the host cannot tell which code runs.
+    const int right = stages * kStageBytes, one = kStageBytes + (SameType<T, Half>::value ? 0 : scratch);
+    return left + (right < one ? one : right);
   }
 };
 
-// How many steps' tiles a block has. Below 8.0 a copy keeps its thread waiting anyway.
+// How many steps' tiles a block has. Below 8.0 a copy keeps its thread waiting anyway; and products in float32 take some ten times as long
+// as those of tensor cores, so that the copies of one block pass while others multiply.
+template <class T>
 __device__ __forceinline__ int stages_of(const Attention& a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   return 1;
 #else
-  return a.stages;
+  return sizeof(T) == sizeof(float) ? 1 : a.stages;
 #endif
 }
 
@@ -53,6 +53,27 @@ struct StepTiles {
   float* numbers;
   unsigned* keep;
 };
+
+// Blocks of a multiprocessor for which the compiler is to leave registers: 128 a thread with four, 168 with three. Left to itself it takes
+// more in float32, for nothing that the code would show.
+struct Blocks {
+  int forward, queries, keys;
+};
+template <class T, int kWidth>
+constexpr Blocks kBlocks = {1, 1, 1};
+template <>
+constexpr Blocks kBlocks<float, 128> = {3, 3, 2};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+template <>
+constexpr Blocks kBlocks<float, 32> = {4, 3, 2};  // a third block would spill
+template <>
+constexpr Blocks kBlocks<float, 64> = {3, 2, 2};  // the same, and shared memory has no room for it
+#else
+template <>
+constexpr Blocks kBlocks<float, 32> = {4, 3, 3};
+template <>
+constexpr Blocks kBlocks<float, 64> = {3, 3, 2};
+#endif
 
 // A block's share of the work: `rows` rows of one head; and its shared memory.
 template <class Tiles>
@@ -78,8 +99,7 @@ struct AttentionBlock {
     left[0] = shared_memory<T>();
     left[1] = left[0] + rows * Tiles::kPitch;
     stages = reinterpret_cast<unsigned char*>(left[0] + lefts * rows * Tiles::kPitch);
-    scratch =
-        reinterpret_cast<float*>(stages + (SameType<T, float>::value ? stages_of(a) : 1) * Tiles::kStageBytes) + warp * Scalar<T>::kScratch;
+    scratch = reinterpret_cast<float*>(stages + Tiles::kStageBytes) + warp * Scalar<T>::kScratch;
   }
   __device__ __forceinline__ StepTiles<Tiles> stage(int i) const {
     unsigned char* const at = stages + i * Tiles::kStageBytes;
@@ -110,47 +130,59 @@ struct Bytes<16> {
   using type = uint4;
 };
 
-template <class Tiles, int n, int kOperands, class Live>
-__device__ __forceinline__ void fetch_by(const Attention& a, const HeadsOperand* const (&x)[2],
-                                         const typename Tiles::Type* const (&from)[2], int count, typename Tiles::Type* const (&to)[2],
-                                         const Live& live) {
-  using Whole = typename Bytes<n* static_cast<int>(sizeof(typename Tiles::Type))>::type;
-  constexpr int kParts = Tiles::kWidth / n;
-  const int all = count * kParts;
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < kOperands * all; i += static_cast<int>(blockDim.x)) {
-    const bool second = kOperands == 2 && i >= all;
-    const int place = second ? i - all : i, row = place / kParts, column = place % kParts * n;
-    const int64_t at = row * (second ? x[1]->stride[1] : x[0]->stride[1]) + column * (second ? x[1]->stride[3] : x[0]->stride[3]);
-    const auto* const source = reinterpret_cast<const Whole*>((second ? from[1] : from[0]) + at);
-    auto* const target = reinterpret_cast<Whole*>((second ? to[1] : to[0]) + row * Tiles::kPitch + column);
-    const bool there = column < a.width && live(row);
-    if constexpr (sizeof(Whole) >= 4) {
-      copy_async(target, source, there);
-    } else {
-      *target = there ? __ldg(source) : Whole{};
-    }
+// Begins to copy n elements, zeros where not `there`.
+template <int n, class T>
+__device__ __forceinline__ void fetch_some(T* to, const T* from, bool there) {
+  using Whole = typename Bytes<n* static_cast<int>(sizeof(T))>::type;
+  if constexpr (sizeof(Whole) >= 4) {
+    copy_async(reinterpret_cast<Whole*>(to), reinterpret_cast<const Whole*>(from), there);
+  } else {
+    *reinterpret_cast<Whole*>(to) = there ? __ldg(reinterpret_cast<const Whole*>(from)) : Whole{};
   }
 }
 // Begins to copy rows first .. first + count of a head of two operands, or of x alone, into shared memory; zeros where `live(row)` is
-// false, and beyond the width. One loop for both: most of what these kernels take to compile would be copies of it.
+// false, and beyond the width. A thread keeps its columns and goes down the rows, so that it only adds to addresses: with those made anew
+// for every copy, copying takes more instructions than the products. The text stands once for both operands and for all sizes of a copy:
+// it would be most of what these kernels take to compile, and of their registers.
 template <int kOperands, class Tiles, class Live>
 __device__ __forceinline__ void fetch(const Attention& a, const AttentionBlock<Tiles>& block, const HeadsOperand& x, const HeadsOperand& y,
                                       int first, int count, typename Tiles::Type* const (&to)[2], const Live& live) {
+  using T = typename Tiles::Type;
+  constexpr int kLogWidth = Tiles::kWidth == 128 ? 7 : Tiles::kWidth == 64 ? 6 : Tiles::kWidth == 32 ? 5 : 4;
   const HeadsOperand* const operands[2] = {&x, &y};
-  const typename Tiles::Type* from[2];
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const HeadsOperand& z = *operands[k];
-    from[k] = static_cast<const typename Tiles::Type*>(z.data) + block.b * z.stride[0] + block.h * z.stride[2] + first * z.stride[1];
-  }
   const int together = x.together < y.together ? x.together : y.together;
-  if (together == 4) {
-    fetch_by<Tiles, 4, kOperands>(a, operands, from, count, to, live);
-  } else if (together == 2) {
-    fetch_by<Tiles, 2, kOperands>(a, operands, from, count, to, live);
-  } else {
-    fetch_by<Tiles, 1, kOperands>(a, operands, from, count, to, live);
+  const int log = together == 8 ? 3 : together == 4 ? 2 : together - 1, across_log = kLogWidth - log < 5 ? kLogWidth - log : 5;
+  const int across = 1 << across_log;
+  const int thread = static_cast<int>(threadIdx.x), begin = thread >> across_log, step = static_cast<int>(blockDim.x) >> across_log;
+#pragma unroll 1
+  for (int column = (thread & (across - 1)) << log; column < Tiles::kWidth; column += across << log) {
+    const T* source[kOperands];
+    T* target[kOperands];
+#pragma unroll
+    for (int k = 0; k < kOperands; ++k) {
+      const HeadsOperand& z = *operands[k];
+      source[k] = static_cast<const T*>(z.data) + block.b * z.stride[0] + block.h * z.stride[2] + (first + begin) * z.stride[1] +
+                  column * z.stride[3];
+      target[k] = to[k] + begin * Tiles::kPitch + column;
+    }
+#pragma unroll 1
+    for (int row = begin; row < count; row += step) {
+      const bool there = column < a.width && live(row);
+#pragma unroll
+      for (int k = 0; k < kOperands; ++k) {
+        if (sizeof(T) == 2 && together == 8) {
+          if constexpr (sizeof(T) == 2) fetch_some<8>(target[k], source[k], there);
+        } else if (together >= 4) {
+          fetch_some<4>(target[k], source[k], there);
+        } else if (together == 2) {
+          fetch_some<2>(target[k], source[k], there);
+        } else {
+          fetch_some<1>(target[k], source[k], there);
+        }
+        source[k] += step * operands[k]->stride[1];
+        target[k] += step * Tiles::kPitch;
+      }
+    }
   }
 }
 
@@ -271,7 +303,7 @@ __device__ __forceinline__ void for_each_step(const Attention& a, const Attentio
     }
     return at;
   };
-  const bool ahead = stages_of(a) == 2;
+  const bool ahead = stages_of<typename Tiles::Type>(a) == 2;
   int next = next_from(range.first), here = range.last, stage = 0;
   const auto go_on = [&] {
     here = next;

@@ -193,7 +193,8 @@ def test_any_layout(target: Target, seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_copying_ahead_changes_no_bit_when_emulated(dtype: torch.dtype, width: int) -> None:
     """From 8.0 on the next keys are copied while these are multiplied: whatever the lead of a warp, the bits are those of 7.5, which waits.
-    So does 8.6 for wide heads, which has less shared memory.
+
+    So does 8.6 for wide heads, since it has less shared memory, and float32 everywhere.
 
     Steps in which no key is seen are left out, the first, some in the middle and the last; a width of 33 cannot be copied in that way.
     """
