@@ -15,21 +15,21 @@ int together(const HeadsOperand& x, int width, DType dtype) {
     return reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && x.stride[0] % n == 0 && x.stride[1] % n == 0 && x.stride[2] % n == 0 &&
            width % n == 0;
   };
-  return x.stride[3] != 1 ? 1 : even(4) ? 4 : even(2) ? 2 : 1;
+  return x.stride[3] != 1 ? 1 : dtype != DType::kFloat32 && even(8) ? 8 : even(4) ? 4 : even(2) ? 2 : 1;
 }
 
 // The kernels of a dtype and a padded head width, and what they need.
 struct AttentionPlan {
   AttentionKernel forward, backward_queries, backward_keys;
   int most_warps;
-  int (*bytes)(int rows, int lefts);
+  int (*bytes)(int rows, int lefts, int stages);
 
   template <class T, int kWidth>
   static AttentionPlan of() {
     using Tiles = AttentionTiles<T, kWidth>;
-    static_assert(Tiles::bytes(Tiles::kMaxWarps * kTile, 2) <= 64 * 1024, "what a block of 7.5 can have");
+    static_assert(Tiles::bytes(Tiles::kMaxRows, 2, 1) <= 64 * 1024, "what a block of 7.5 can have");
     return {&attention<T, kWidth>, &attention_backward_queries<T, kWidth>, &attention_backward_keys<T, kWidth>, Tiles::kMaxWarps,
-            [](int rows, int lefts) { return Tiles::bytes(rows, lefts); }};
+            [](int rows, int lefts, int stages) { return Tiles::bytes(rows, lefts, stages); }};
   }
   template <class T>
   static AttentionPlan of_width(int width) {
@@ -44,9 +44,17 @@ struct AttentionPlan {
   }
 };
 
+// Steps whose tiles a block has at once: two from 8.0 on, where shared memory then leaves a multiprocessor `enough` blocks, each of which
+// is charged 1 KiB more than it asks for. Code that is older than the device takes one, and leaves the rest alone.
+int stages_for(int bytes_of_two, int enough, int device) {
+  int major = 0, shared = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return 1;
+  if (cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 1;
+  return major >= 8 && enough * (bytes_of_two + 1024) <= shared ? 2 : 1;
+}
+
 // Over `length` rows of every head. Blocks get fewer warps where there would be fewer blocks than multiprocessors; that changes no bit.
-const char* run(const Attention& a, AttentionKernel kernel, const AttentionPlan& plan, int64_t length, int lefts, int device,
-                void* stream) {
+const char* run(Attention a, AttentionKernel kernel, const AttentionPlan& plan, int64_t length, int lefts, int device, void* stream) {
   const auto blocks = [&](int warps) { return a.batch * a.heads * ((length + warps * kTile - 1) / (warps * kTile)); };
   int warps = plan.most_warps;
   const int64_t multiprocessors = grid_for(int64_t{1} << 40, device, 1);
@@ -54,7 +62,9 @@ const char* run(const Attention& a, AttentionKernel kernel, const AttentionPlan&
   const int64_t grid = blocks(warps);
   if (grid == 0) return nullptr;
   if (grid > 0x7fffffff) return "attention takes fewer than 2^31 tiles of queries or keys";
-  const size_t bytes = static_cast<size_t>(plan.bytes(warps * kTile, lefts));
+  const int enough = kernel == plan.backward_keys ? 2 : 3;  // what registers leave to most of the kernels
+  a.stages = a.dtype == DType::kFloat32 ? 1 : stages_for(plan.bytes(warps * kTile, lefts, 2), enough, device);
+  const size_t bytes = static_cast<size_t>(plan.bytes(warps * kTile, lefts, a.stages));
   return launch(kernel, static_cast<unsigned>(grid), static_cast<unsigned>(warps * kWarp), bytes, stream, a);
 }
 

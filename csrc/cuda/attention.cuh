@@ -15,20 +15,16 @@ __device__ __forceinline__ void attend(const Attention& a) {
   const AttentionBlock<Tiles> block(a, a.queries, 1, true);
   const int t = block.first + block.warp_row, last_query = block.first + block.rows - 1;
   T* const queries = block.left[0] + block.warp_row * Tiles::kPitch;
-  stage<1>(a, block, a.query, a.query, block.first, block.rows, block.left, [&](int row) { return block.first + row < a.queries; });
+  fetch<1>(a, block, a.query, a.query, block.first, block.rows, block.left, [&](int row) { return block.first + row < a.queries; });
 
   Sums out[kWidth / kTile];
 #pragma unroll
   for (int d = 0; d < kWidth / kTile; ++d) out[d].clear();
   float top[2] = {-infinity(), -infinity()}, total[2] = {0.0f, 0.0f};
   const Range range = Range::of_keys(a, block.first, last_query < a.queries ? last_query : a.queries - 1, kColumns);
-#pragma unroll 1
-  for (int s = range.first; s < range.last; s += kColumns) {
-    unsigned seen[kWords];
-    if (!stage_keys(a, block, s, seen)) continue;
-
+  for_each_step_of_keys(a, block, range, [&](int s, const unsigned (&seen)[kWords], const StepTiles<Tiles>& tiles) {
     Sums scores[kCount];
-    Units::template products<kWidth, Tiles::kPitch>(queries, block.right[0], a.width, scores);
+    Units::template products<kWidth, Tiles::kPitch>(queries, tiles.right[0], a.width, scores);
     unsigned allowed[2][kWords], every = kFullMask;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
@@ -75,14 +71,14 @@ __device__ __forceinline__ void attend(const Attention& a) {
       if (a.dropout) {  // after the sum: the softmax is that of all keys. Scaled is the result: a scaled probability may exceed float16
 #pragma unroll
         for (int n = 0; n < kCount; ++n) {
-          const unsigned kept = block.keep[(block.warp_row + Units::row(r)) * kWords + n / 2] >> Units::column() >> n % 2 * kTile;
+          const unsigned kept = tiles.keep[(block.warp_row + Units::row(r)) * kWords + n / 2] >> Units::column() >> n % 2 * kTile;
 #pragma unroll
           for (int c = 0; c < 4; ++c) scores[n].at[r][c] = bit(kept, Units::step(c)) ? scores[n].at[r][c] : 0.0f;
         }
       }
     }
-    Units::template accumulate<Tiles::kPitch>(scores, block.right[1], block.scratch, a.width, out);
-  }
+    Units::template accumulate<Tiles::kPitch>(scores, tiles.right[1], block.scratch, a.width, out);
+  });
 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -102,12 +98,11 @@ __device__ __forceinline__ void attend(const Attention& a) {
         out[d].at[r][c] = total[r] == 0.0f ? 0.0f : x;
       }
   }
-  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, out, queries, a.out, t, a.queries);
 }
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.forward) attention(const Attention a) {
   with_units<T>([&](auto units) { attend<T, kWidth, decltype(units)>(a); });
 }
 

@@ -11,13 +11,14 @@ constexpr int kAttentionMaxWidth = 128;
 struct HeadsOperand {
   const void* data;
   int64_t stride[4];
-  int together;  // elements of a row that can be read at once: 4, 2 or 1; the launcher's business
+  int together;  // elements of a row that can be read at once: 8 (of 16 bits), 4, 2 or 1; the launcher's business
 };
 
 struct Attention {
   DType dtype;
   int64_t batch, heads;
   int queries, keys, width;
+  int stages;  // steps whose tiles a block has at once, 2 or 1; the launcher's business
   HeadsOperand query, key, value;
   const unsigned char* key_mask;  // (batch, keys) or null; not 0 where a key may be attended
   int64_t mask_stride[2];

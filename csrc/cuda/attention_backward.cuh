@@ -36,7 +36,7 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
   const int t = block.first + block.warp_row, last_query = block.first + block.rows - 1;
   T *const queries = block.left[0] + block.warp_row * Tiles::kPitch, *const grads = block.left[1] + block.warp_row * Tiles::kPitch;
   const auto sees = [&](int row) { return QueryStatistics(a, block.head, block.first + row).sees; };
-  stage<2>(a, block, a.query, a.grad_out, block.first, block.rows, block.left, sees);
+  fetch<2>(a, block, a.query, a.grad_out, block.first, block.rows, block.left, sees);
   float top[2], total[2], inverse[2], delta[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -53,23 +53,20 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
   float subtracted[2] = {0.0f, 0.0f};
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
-#pragma unroll 1
-    for (int s = range.first; s < range.last; s += kColumns) {
-      unsigned seen[kWords];
-      if (!stage_keys(a, block, s, seen)) continue;
+    for_each_step_of_keys(a, block, range, [&](int s, const unsigned (&seen)[kWords], const StepTiles<Tiles>& tiles) {
 #pragma unroll 1
       for (int part = 0; part < kColumns; part += kPart) {
-        const T* const keys = block.right[0] + part * Tiles::kPitch;
+        const T* const keys = tiles.right[0] + part * Tiles::kPitch;
         Sums scores[kCount], slopes[kCount];  // S, then dS; dP
         Units::template products<kWidth, Tiles::kPitch>(queries, keys, a.width, scores);
-        Units::template products<kWidth, Tiles::kPitch>(grads, block.right[1] + part * Tiles::kPitch, a.width, slopes);
+        Units::template products<kWidth, Tiles::kPitch>(grads, tiles.right[1] + part * Tiles::kPitch, a.width, slopes);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int row = Units::row(r), end = t + row + a.keys - a.queries - s - part - a.least_lag + 1;
           const unsigned there = (part < 32 ? seen[0] : seen[kWords - 1]) >> part % 32;
           const unsigned allowed = (there & bits_between(end - (a.lag_bound - a.least_lag), end)) >> Units::column();
           unsigned kept = kFullMask;
-          if (a.dropout) kept = block.keep[(block.warp_row + row) * kWords + part / 32] >> part % 32 >> Units::column();
+          if (a.dropout) kept = tiles.keep[(block.warp_row + row) * kWords + part / 32] >> part % 32 >> Units::column();
 #pragma unroll
           for (int n = 0; n < kCount; ++n)
 #pragma unroll
@@ -94,7 +91,7 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
           Units::template accumulate<Tiles::kPitch>(scores, keys, block.scratch, a.width, grad);
         }
       }
-    }
+    });
     if (pass == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -106,7 +103,6 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
   }
 #pragma unroll
   for (int d = 0; d < kWidth / kTile; ++d) grad[d].scale(a.scale);
-  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, grad, queries, a.grad_query, t, a.queries);
 }
 
@@ -114,40 +110,42 @@ __device__ __forceinline__ void differentiate_queries(const Attention& a) {
 template <class T, int kWidth, class Units>
 __device__ __forceinline__ void differentiate_keys(const Attention& a) {
   using Tiles = AttentionTiles<T, kWidth>;
-  constexpr int kColumns = Tiles::kColumns, kPart = kPartOf<Tiles>, kCount = kPart / kTile;
+  constexpr int kColumns = Tiles::kColumns, kWords = (kColumns + 31) / 32, kPart = kPartOf<Tiles>, kCount = kPart / kTile;
   const AttentionBlock<Tiles> block(a, a.keys, 2, false);
   const int s = block.first + block.warp_row, last_key = block.first + block.rows - 1, keep_words = (block.rows + 31) / 32;
   T *const keys = block.left[0] + block.warp_row * Tiles::kPitch, *const values = block.left[1] + block.warp_row * Tiles::kPitch;
-  constexpr int kSeen = (Tiles::kMaxWarps * kTile + 31) / 32;
+  constexpr int kSeen = (Tiles::kMaxRows + 31) / 32;
   unsigned seen[kSeen], any = 0;
 #pragma unroll
   for (int w = 0; w < kSeen; ++w) any |= seen[w] = seen_keys(a, block.b, block.first + 32 * w);
   const auto live = [&](int row) { return bit(row < 32 ? seen[0] : seen[kSeen - 1], row & 31); };
-  stage<2>(a, block, a.key, a.value, block.first, block.rows, block.left, live);
+  fetch<2>(a, block, a.key, a.value, block.first, block.rows, block.left, live);
   Sums grad_key[kWidth / kTile], grad_value[kWidth / kTile];
 #pragma unroll
   for (int d = 0; d < kWidth / kTile; ++d) {
     grad_key[d].clear();
     grad_value[d].clear();
   }
-  const Range range = Range::of_queries(a, block.first, last_key < a.keys ? last_key : a.keys - 1, kColumns);
-#pragma unroll 1
-  for (int t = range.first; t < range.last && any != 0; t += kColumns) {
-    __syncthreads();
-    const auto sees = [&](int row) { return QueryStatistics(a, block.head, t + row).sees; };
-    stage<2>(a, block, a.query, a.grad_out, t, kColumns, block.right, sees);
+  Range range = Range::of_queries(a, block.first, last_key < a.keys ? last_key : a.keys - 1, kColumns);
+  if (any == 0) range.last = range.first;
+  const auto look = [&](int t) { return __ballot_sync(kFullMask, QueryStatistics(a, block.head, t + lane_index()).sees); };
+  const auto fill = [&](int t, const unsigned (&sees)[kWords], const StepTiles<Tiles>& tiles) {
+    const auto query_sees = [&](int row) { return bit(row < 32 ? sees[0] : sees[kWords - 1], row & 31); };
+    fetch<2>(a, block, a.query, a.grad_out, t, kColumns, tiles.right, query_sees);
+    const int64_t first = static_cast<int64_t>(block.head) * a.queries + t;
     for (int i = static_cast<int>(threadIdx.x); i < kColumns; i += static_cast<int>(blockDim.x)) {
-      const QueryStatistics query(a, block.head, t + i);
-      block.numbers[i] = query.top;
-      block.numbers[kColumns + i] = query.total;
-      block.numbers[2 * kColumns + i] = query.sees ? a.delta[static_cast<int64_t>(block.head) * a.queries + t + i] : 0.0f;
+      const float* const top = a.statistics + first + i;
+      copy_async(tiles.numbers + i, top, query_sees(i));
+      copy_async(tiles.numbers + kColumns + i, top + a.batch * a.heads * a.queries, query_sees(i));
+      copy_async(tiles.numbers + 2 * kColumns + i, a.delta + first + i, query_sees(i));
     }
-    if (a.dropout) make_keep(a, block, t, kColumns, block.first, keep_words);
-    __syncthreads();
+    if (a.dropout) make_keep(a, block, t, kColumns, block.first, keep_words, tiles.keep);
+  };
+  for_each_step(a, block, range, look, fill, [&](int t, const unsigned (&)[kWords], const StepTiles<Tiles>& tiles) {
 #pragma unroll 1
     for (int part = 0; part < kColumns; part += kPart) {
-      const T* const queries = block.right[0] + part * Tiles::kPitch;
-      const T* const grads = block.right[1] + part * Tiles::kPitch;
+      const T* const queries = tiles.right[0] + part * Tiles::kPitch;
+      const T* const grads = tiles.right[1] + part * Tiles::kPitch;
       Sums scores[kCount], slopes[kCount];  // S, then P after dropout; dP, then dS
       Units::template products<kWidth, Tiles::kPitch>(keys, queries, a.width, scores);
       Units::template products<kWidth, Tiles::kPitch>(values, grads, a.width, slopes);
@@ -164,7 +162,7 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
             const int column = part + n * kTile + Units::column() + Units::step(c);
-            const unsigned kept = block.keep[column * keep_words + block.warp_row / 32] >> block.warp_row % 32;
+            const unsigned kept = tiles.keep[column * keep_words + block.warp_row / 32] >> block.warp_row % 32;
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               const float scaled = sums[n].at[r][c] * factor;
@@ -178,8 +176,8 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const int column = part + n * kTile + Units::column() + Units::step(c);
-          const float top = block.numbers[column], total = block.numbers[kColumns + column], delta = block.numbers[2 * kColumns + column];
-          const float inverse = 1.0f / total;
+          const float top = tiles.numbers[column], sum = tiles.numbers[kColumns + column], delta = tiles.numbers[2 * kColumns + column];
+          const float total = sum != 0.0f ? sum : 1.0f, inverse = 1.0f / total;  // of a query that sees nothing there are zeros
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             const bool attends = bit(allowed[r], n * kTile + Units::step(c));
@@ -193,23 +191,22 @@ __device__ __forceinline__ void differentiate_keys(const Attention& a) {
       Units::template accumulate<Tiles::kPitch>(scores, grads, block.scratch, a.width, grad_value);
       Units::template accumulate<Tiles::kPitch>(slopes, queries, block.scratch, a.width, grad_key);
     }
-  }
+  });
 #pragma unroll
   for (int d = 0; d < kWidth / kTile; ++d) {
     grad_key[d].scale(a.scale);
     grad_value[d].scale(a.dropout_scale);
   }
-  __syncthreads();  // where no step was taken, other warps may still be filling this warp's rows
   write_rows<Units>(a, block, grad_key, keys, a.grad_key, s, a.keys);
   write_rows<Units>(a, block, grad_value, values, a.grad_value, s, a.keys);
 }
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention_backward_queries(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.queries) attention_backward_queries(const Attention a) {
   with_units<T>([&](auto units) { differentiate_queries<T, kWidth, decltype(units)>(a); });
 }
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention_backward_keys(const Attention a) {
+__global__ void __launch_bounds__(kAttentionThreads, kBlocks<T, kWidth>.keys) attention_backward_keys(const Attention a) {
   with_units<T>([&](auto units) { differentiate_keys<T, kWidth, decltype(units)>(a); });
 }
 

@@ -66,6 +66,44 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&x)[4], const
                : "memory");
 }
 
+// 4, 8 or 16 bytes from global into shared memory, zeros where not `there`, and then nothing is read; both are aligned to the size.
+// From 8.0 on the thread goes on meanwhile: what it wrote is its own to see after wait_copies, and the block's after a barrier behind that.
+// Below it is there at once, by way of registers. 16 bytes pass by the first-level cache, since the block that copies them keeps them.
+template <class Whole>
+__device__ __forceinline__ void copy_async(Whole* to, const Whole* from, bool there) {
+  static_assert(sizeof(Whole) == 4 || sizeof(Whole) == 8 || sizeof(Whole) == 16, "what can be copied at once");
+#if __CUDA_ARCH__ >= 800
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const auto source = __cvta_generic_to_global(from);
+  const unsigned read = there ? static_cast<unsigned>(sizeof(Whole)) : 0u;
+  if constexpr (sizeof(Whole) == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(source), "r"(read) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :
+                 : "r"(at), "l"(source), "n"(static_cast<int>(sizeof(Whole))), "r"(read)
+                 : "memory");
+  }
+#else
+  Whole whole{};
+  if (there) whole = __ldg(from);
+  *to = whole;
+#endif
+}
+// The copies since the last such call are a group.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" : : : "memory");
+#endif
+}
+// Until no more than the kLeft youngest groups are on their way.
+template <int kLeft>
+__device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" : : "n"(kLeft) : "memory");
+#endif
+}
+
 // c += a b, 16 x 16 times 16 x 8, by the tensor cores; the layouts are those that the PTX manual gives for mma.m16n8k16. 7.5 multiplies in
 // two halves, whose operands stand in the same places.
 __device__ __forceinline__ void multiply_16x8(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {

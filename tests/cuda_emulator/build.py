@@ -99,10 +99,12 @@ def load() -> ctypes.CDLL:
 
 
 @contextmanager
-def enabled(order: str) -> Iterator[None]:
-    """CPU tensors go to the emulated CUDA operators, whose threads are run in `order`."""
+def enabled(order: str, capability: int | None = None) -> Iterator[None]:
+    """CPU tensors go to the emulated CUDA operators, run in `order`, on its own device or one of `capability` (75, 86)."""
     library = load()
     library.emc_emulator_order(ORDERS.index(order))
+    if capability is not None:
+        library.emc_emulator_capability(capability)
     library.emc_emulator_enable()
     attention_block = sys.modules["emc_fast.ops.attention_block"]  # the package has the function under this name
     attention_block.whole = False  # type: ignore[attr-defined]

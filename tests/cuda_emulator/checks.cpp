@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "emulator.h"
+#include "ptx.h"
 
 namespace {
 
@@ -59,6 +60,52 @@ EMC_EXPORT int emc_emulator_warp_operations() {
   for (const int g : good)
     if (g == 0) return 0;
   return text.empty();
+}
+// The same sum by copies to shared memory, behind which another group of copies follows: every step that a reader needs, or without one.
+EMC_EXPORT double emc_emulator_copied_sum(int threads, int commit, int left, int barrier) {
+  const auto count = static_cast<size_t>(threads);
+  std::vector<float> numbers(count);
+  for (size_t i = 0; i < count; ++i) numbers[i] = static_cast<float>(i);
+  double result = 0.0;
+  run(
+      static_cast<unsigned>(threads),
+      [&] {
+        auto* values = static_cast<float*>(emu::shared());
+        values[threadIdx.x] = 1.0f;  // what a copy finds in its place must not pass for what it brings
+        emc::cuda::copy_async(values + threadIdx.x, &numbers[threadIdx.x], threadIdx.x % 4 != 0);
+        if (commit != 0) emc::cuda::commit_copies();
+        emc::cuda::copy_async(values + threads + threadIdx.x, &numbers[threadIdx.x], true);
+        emc::cuda::commit_copies();
+        if (left == 0) emc::cuda::wait_copies<0>();
+        if (left == 1) emc::cuda::wait_copies<1>();
+        if (barrier != 0) __syncthreads();
+        if (threadIdx.x == static_cast<unsigned>(threads) / 2) {
+          result = 0.0;
+          for (int i = 0; i < threads; ++i) result += values[i];
+        }
+        emc::cuda::wait_copies<0>();
+      },
+      2 * count * sizeof(float));
+  return result;
+}
+EMC_EXPORT const char* emc_emulator_unwaited() {
+  return run(
+      32,
+      [] {
+        static const float one = 1.0f;
+        emc::cuda::copy_async(static_cast<float*>(emu::shared()) + threadIdx.x, &one, true);
+        emc::cuda::commit_copies();
+      },
+      32 * sizeof(float));
+}
+EMC_EXPORT const char* emc_emulator_misaligned_copy() {
+  return run(
+      32,
+      [] {
+        static const uint2 from{};
+        emc::cuda::copy_async(reinterpret_cast<uint2*>(static_cast<float*>(emu::shared()) + 1), &from, true);
+      },
+      32 * sizeof(float));
 }
 EMC_EXPORT const char* emc_emulator_deadlock() {
   return run(64, [] {

@@ -100,6 +100,7 @@ void leave(Thread& thread) { swapcontext(static_cast<ucontext_t*>(thread.stack_p
 
 void run_thread() {
   (*body)();
+  if (!current->copies.empty()) fail("a thread has ended before its copies to shared memory");
   current->state = State::kDone;
   leave(*current);
   __builtin_trap();
@@ -197,6 +198,24 @@ void sync_threads() {
   current->state = State::kAtBlock;
   leave(*current);
 }
+void copy_later(void* to, const void* from, unsigned bytes) {
+  std::memset(to, 0xff, bytes);
+  current->copies.push_back({to, from, bytes, current->groups});
+}
+void commit_copies() { ++current->groups; }
+void wait_copies(unsigned left) {
+  std::vector<Copy>& copies = current->copies;
+  const auto arrives = [&](const Copy& copy) { return copy.group + left < current->groups; };
+  for (const Copy& copy : copies) {
+    if (!arrives(copy)) continue;
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+  copies.erase(std::remove_if(copies.begin(), copies.end(), arrives), copies.end());
+}
 void fail(const char* text) {
   failure = text;
   leave(*current);
@@ -243,5 +262,7 @@ EMC_EXPORT void emc_emulator_order(int order) {
   emu::order = static_cast<emu::Order>(order);
   emu::capability = capabilities[order];
 }
+// Another device than the order's, until an order is asked for again.
+EMC_EXPORT void emc_emulator_capability(int capability) { emu::capability = capability; }
 // Kernels launched so far: tests look whether it was the emulator that served them.
 EMC_EXPORT int64_t emc_emulator_launches() { return emu::launches; }

@@ -2,7 +2,8 @@
 //
 // The kernels (csrc/cuda/*.cuh) and launchers (csrc/cuda/*.cu) are compiled unchanged by the host's C++ compiler with this file included
 // first (-include) and -DEMC_EMULATOR. What it can show: wrong results, a missing barrier (the three scheduling orders then disagree), a
-// barrier that not all threads reach (an exception), accesses out of bounds (with -fsanitize=address,undefined). What it cannot: speed,
+// barrier that not all threads reach (an exception), a copy to shared memory that is read before it has been waited for, or whose place is
+// still in use when it begins (NaN), accesses out of bounds (with -fsanitize=address,undefined). What it cannot: speed,
 // bank conflicts, coalescing, the memory model between blocks.
 //
 // Limits: warp operations take the full mask, and shared memory comes from emc::cuda::shared_memory() alone. It is filled with NaN before
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 struct dim3 {
   unsigned x, y, z;
@@ -49,6 +51,14 @@ struct Warp {
   bool computed[2];
 };
 
+// Bytes on their way into shared memory; zeros where there is nothing to read.
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes;
+  unsigned group;  // its number among the thread's
+};
+
 struct Thread {
   dim3 thread_index, block_index;
   unsigned lane = 0;
@@ -57,6 +67,8 @@ struct Thread {
   State state = State::kReady;
   Meeting meeting = Meeting::kNone;
   void* stack_pointer = nullptr;  // while it does not run
+  std::vector<Copy> copies;
+  unsigned groups = 0;  // of copies, committed so far
 };
 
 extern Thread* current;
@@ -65,6 +77,10 @@ extern int capability;  // of the device that is emulated, times ten: which matr
 
 void meet(Meeting meeting);  // wait for the warp
 void sync_threads();         // wait for the block
+// A copy that arrives when its thread waits for it; until then NaN stands in its place, whatever was there before.
+void copy_later(void* to, const void* from, unsigned bytes);
+void commit_copies();
+void wait_copies(unsigned left);  // until all but the `left` youngest groups are there
 [[noreturn]] void fail(const char* text);
 void* shared();
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);

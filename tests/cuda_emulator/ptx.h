@@ -40,6 +40,24 @@ inline void load_matrices_transposed(unsigned (&x)[4], const void* row) {
   }
 }
 
+// From 8.0 on nothing arrives before it is waited for, as a GPU may have it at the worst.
+template <class Whole>
+void copy_async(Whole* to, const Whole* from, bool there) {
+  static_assert(sizeof(Whole) == 4 || sizeof(Whole) == 8 || sizeof(Whole) == 16);
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Whole) != 0 || (there && reinterpret_cast<uintptr_t>(from) % sizeof(Whole) != 0))
+    emu::fail("a copy is not aligned to its size");
+  if (emu::capability >= 80) {
+    emu::copy_later(to, there ? from : nullptr, sizeof(Whole));
+  } else {
+    *to = there ? *from : Whole{};
+  }
+}
+inline void commit_copies() { emu::commit_copies(); }
+template <int kLeft>
+void wait_copies() {
+  emu::wait_copies(kLeft);
+}
+
 // A lane's elements as the PTX manual numbers them, two to a register. The hardware adds in an order of its own and cuts sums off; this
 // adds in float32.
 template <float (*kToFloat)(unsigned short)>

@@ -96,8 +96,11 @@ def test_nothing_spills_in_the_build(resources: ModuleType) -> None:
             assert 0 < taken.registers <= 255
 
 
-def test_half_attention_uses_the_tensor_cores_of_the_build() -> None:
-    """HMMA in the machine code of this library for the types that its targets multiply in matrix units, and in no other (from 7.5 on)."""
+def test_attention_of_the_build_uses_what_its_targets_have() -> None:
+    """HMMA in the machine code for the types that a target multiplies in matrix units, and in no other (from 7.5 on); from 8.0 on LDGSTS.
+
+    The latter is a copy to shared memory that goes on beside the products, here of every size.
+    """
     triton = pytest.importorskip("triton", reason="needs the disassembler in Triton's wheel (any machine: the extra `test` has it)")
     disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for path in in_the_build("kernels.o"):
@@ -109,3 +112,6 @@ def test_half_attention_uses_the_tensor_cores_of_the_build() -> None:
                 half = "4Half" in name or ("8BFloat16" in name and int(target) >= 80)
                 multiplies = "attention" in name or "few_heads" in name
                 assert ("HMMA" in function) == (multiplies and half), f"{name} for sm_{target}"
+                if "9Attention" in name:
+                    copies = set(re.findall(r"\bLDGSTS\.E(\S*)", function))
+                    assert copies == ({"", ".64", ".BYPASS.128"} if int(target) >= 80 else set()), f"{name} for sm_{target}"
