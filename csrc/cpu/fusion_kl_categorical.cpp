@@ -17,7 +17,12 @@ constexpr float kLeastNormal = 0x1p-126f;
 struct Scales {
   float top[3], scale[3];
 
-  EMC_INLINE F probability(int k, F x) const { return Exponential(x - top[k]).value() * scale[k]; }
+  EMC_INLINE void probabilities(const F (&x)[3], F (&p)[3]) const {
+    const F exponents[3] = {x[0] - top[0], x[1] - top[1], x[2] - top[2]};
+    Exponential e[3];
+    exponentials<false>(exponents, e);
+    for (int k = 0; k < 3; ++k) p[k] = e[k].value() * scale[k];
+  }
 };
 
 // The derivative of sum p (log p - log q) by x_p is p (a - mean of a under p), where a is x_p - x_q, or the sum over two q. The numbers a
@@ -92,7 +97,10 @@ EMC_INLINE void normalise(Row<T, 3>& row, float (&top)[3], double (&total)[3], f
     F lanes[3] = {};
     for (int64_t i = 0; i < n; i += W) {
       row.read(i, n - i, x);
-      for (int k = 0; k < 3; ++k) lanes[k] += Exponential(padded(x[k], n - i) - base[k]).value();
+      for (int k = 0; k < 3; ++k) x[k] = padded(x[k], n - i) - base[k];
+      Exponential e[3];
+      exponentials<false>(x, e);
+      for (int k = 0; k < 3; ++k) lanes[k] += e[k].value();
     }
     for (int k = 0; k < 3; ++k) total[k] += sum(lanes[k]);
   });
@@ -108,9 +116,8 @@ EMC_INLINE F log_ratio(F x_p, F x_q, float shift) { return select((I)(x_p == -kI
 struct Divergence {
   F kl = {}, excess = {};
 
-  // A class that p excludes adds q to the first, which the sum over the others lacks.
-  EMC_INLINE void add(F p, F q, F y) {
-    const Exponential e(y);
+  // With e the exponential of y. A class that p excludes adds q to the first, which the sum over the others lacks.
+  EMC_INLINE void add(F p, F q, F y, const Exponential& e) {
     const F positive = at_least(p, kLeastNormal);  // an underflown p is not 0: a class that only q excludes costs inf
     const I far = (I)(y > 1.0f);
     kl += select(far, q - p * (1.0f + y), positive * e.minus_tangent());
@@ -119,7 +126,7 @@ struct Divergence {
 };
 
 // q - p of one class, likewise.
-EMC_INLINE F difference(F p, F q, F y) { return select((I)(y > 1.0f), q - p, p * Exponential(y).minus_one()); }
+EMC_INLINE F difference(F p, F q, F y, const Exponential& e) { return select((I)(y > 1.0f), q - p, p * e.minus_one()); }
 
 template <class T>
 void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
@@ -142,11 +149,17 @@ void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
       F masses[2] = {}, moments[2] = {};
       for (int64_t i = 0; i < n; i += W) {
         row.read(i, n - i, x);
-        const F r = padded(x[0], n - i), f = padded(x[1], n - i), s = padded(x[2], n - i);
-        const F p_r = scales.probability(0, r), p_f = scales.probability(1, f), p_s = scales.probability(2, s);
-        pairs[0].add(p_r, p_f, log_ratio(r, f, shift[0]));
-        pairs[1].add(p_r, p_s, log_ratio(r, s, shift[1]));
-        pairs[2].add(p_f, p_s, log_ratio(f, s, shift[2]));
+        for (int k = 0; k < 3; ++k) x[k] = padded(x[k], n - i);
+        const F r = x[0], f = x[1], s = x[2];
+        F p[3];
+        scales.probabilities(x, p);
+        const F p_r = p[0], p_f = p[1], p_s = p[2];
+        const F y[3] = {log_ratio(r, f, shift[0]), log_ratio(r, s, shift[1]), log_ratio(f, s, shift[2])};
+        Exponential e[3];
+        exponentials<false>(y, e);
+        pairs[0].add(p_r, p_f, y[0], e[0]);
+        pairs[1].add(p_r, p_s, y[1], e[1]);
+        pairs[2].add(p_f, p_s, y[2], e[2]);
         masses[0] += p_r;
         masses[1] += p_f;
         moments[0] += p_r * relative(r, slope_real(r, f, s), stats.real.origin);
@@ -187,8 +200,13 @@ void backward_typed(const FusionKl& args, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < n; i += W) {
         row.read(i, n - i, x);
         const F r = x[0], f = x[1], s = x[2];
-        const F p_r = scales.probability(0, r), p_f = scales.probability(1, f), p_s = scales.probability(2, s);
-        const F rf = difference(p_r, p_f, log_ratio(r, f, stats.shift_rf)), fs = difference(p_f, p_s, log_ratio(f, s, stats.shift_fs));
+        F p[3];
+        scales.probabilities(x, p);
+        const F p_r = p[0], p_f = p[1], p_s = p[2];
+        const F y[2] = {log_ratio(r, f, stats.shift_rf), log_ratio(f, s, stats.shift_fs)};
+        Exponential e[2];
+        exponentials<false>(y, e);
+        const F rf = difference(p_r, p_f, y[0], e[0]), fs = difference(p_f, p_s, y[1], e[1]);
         const F own_r = p_r * (relative(r, slope_real(r, f, s), stats.real.origin) - stats.real.mean);
         const F own_f = p_f * (relative(f, slope_face(f, s), stats.face.origin) - stats.face.mean);
         const F grad[3] = {own_r * g, (rf + own_f) * g, (fs + (fs + rf)) * g};

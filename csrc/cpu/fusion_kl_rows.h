@@ -139,6 +139,10 @@ struct Rounded {
   EMC_INLINE F power() const { return (F)(((U)shifted << 23) + 0x3f800000u); }
 };
 
+// Minimax polynomial of (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, highest power first; relative error 3e-9.
+constexpr int kCurvatureTerms = 6;
+constexpr float kCurvature[kCurvatureTerms] = {1.985780254e-4f, 1.393360668e-3f, 8.333360776e-3f, 4.166646674e-2f, 1.666666716e-1f, 0.5f};
+
 // e^x = 2^n e^r with |r| <= ln 2 / 2, in parts: e^x - 1 and e^x - 1 - x are put together without the cancellation that a finished e^x
 // brings.
 struct Exponential {
@@ -148,22 +152,21 @@ struct Exponential {
   F bounded;    // r, but not below -1: 2^n has already taken such a term below the last bit
   F curvature;  // e^r - 1 - r
 
-  EMC_INLINE explicit Exponential(F x) {
-    const Rounded n(at_least(at_most(x * 1.44269504f, 127.0f), -126.0f));
-    scale = n.power();
-    integer = n.integer();
-    r = (x - integer * 0.693359375f) + integer * 2.12194440e-4f;  // ln 2 in two parts; n times the first is exact
-    bounded = at_least(r, -1.0f);
-    F p = splat(1.985780254e-4f);  // minimax of (e^r - 1 - r) / r^2, relative error 3e-9
-    p = p * bounded + 1.393360668e-3f;
-    p = p * bounded + 8.333360776e-3f;
-    p = p * bounded + 4.166646674e-2f;
-    p = p * bounded + 1.666666716e-1f;
-    p = p * bounded + 0.5f;
-    curvature = p * (bounded * bounded);
+  Exponential() = default;
+  EMC_INLINE explicit Exponential(F x);
+  // Of the sum of the exponents of two that are near, as exact as they are: (1 + q)(1 + q') = 1 + r + r' + (c + c' + q q').
+  EMC_INLINE static Exponential product(const Exponential& a, const Exponential& b) {
+    Exponential e;
+    e.scale = a.scale * b.scale, e.integer = a.integer + b.integer;
+    e.r = e.bounded = a.r + b.r;
+    e.curvature = (a.r + a.curvature) * (b.r + b.curvature) + (a.curvature + b.curvature);
+    return e;
   }
+
+  // e^x of what is near
+  EMC_INLINE F near_value() const { return scale * (1.0f + (bounded + curvature)); }
   // e^x, 0 below the normal numbers
-  EMC_INLINE F value() const { return r < -1.0f ? splat(0.0f) : scale * (1.0f + (bounded + curvature)); }
+  EMC_INLINE F value() const { return r < -1.0f ? splat(0.0f) : near_value(); }
   // e^x - 1
   EMC_INLINE F minus_one() const { return scale * (bounded + curvature) + (scale - 1.0f); }
   // e^x - 1 - x, never negative; with n = 0 the polynomial alone
@@ -172,6 +175,39 @@ struct Exponential {
     return scale * curvature + (whole * r + (whole - integer * 0.693147182f));
   }
 };
+
+// Several at once, step by step: of one after the other a processor does not see enough ahead to keep its units busy. Where all exponents
+// are near 0, within some 80, nothing has to be bounded.
+template <bool kNear, int kCount>
+EMC_INLINE void exponentials(const F (&x)[kCount], Exponential (&e)[kCount]) {
+  F p[kCount];
+#pragma GCC unroll 4
+  for (int k = 0; k < kCount; ++k) {
+    const F scaled = x[k] * 1.44269504f;
+    const Rounded n(kNear ? scaled : at_least(at_most(scaled, 127.0f), -126.0f));
+    e[k].scale = n.power(), e[k].integer = n.integer();
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kCount; ++k) {
+    e[k].r = (x[k] - e[k].integer * 0.693359375f) + e[k].integer * 2.12194440e-4f;  // ln 2 in two parts; n times the first is exact
+    e[k].bounded = kNear ? e[k].r : at_least(e[k].r, -1.0f);
+    p[k] = splat(1.985780254e-4f);  // minimax of (e^r - 1 - r) / r^2, relative error 3e-9
+  }
+  const auto step = [&](float coefficient) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kCount; ++k) p[k] = p[k] * e[k].bounded + coefficient;
+  };
+  step(1.393360668e-3f), step(8.333360776e-3f), step(4.166646674e-2f), step(1.666666716e-1f), step(0.5f);
+#pragma GCC unroll 4
+  for (int k = 0; k < kCount; ++k) e[k].curvature = p[k] * (e[k].bounded * e[k].bounded);
+}
+
+EMC_INLINE Exponential::Exponential(F x) {
+  const F exponent[1] = {x};
+  Exponential e[1];
+  exponentials<false>(exponent, e);
+  *this = e[0];
+}
 
 }  // namespace
 }  // namespace emc::EMC_ISA

@@ -137,6 +137,25 @@ def test_extremes(target: Target, mu: tuple[float, ...], logvar: tuple[float, ..
         torch.testing.assert_close(leaf.grad, real.grad.float(), rtol=2e-6, atol=1e-37)
 
 
+@pytest.mark.parametrize("far", [45.0, 85.0, -85.0, float("nan")])
+@pytest.mark.parametrize("which", range(6))
+def test_one_element_far_from_the_others(target: Target, which: int, far: float) -> None:
+    """Kernels may count on what is near; one element that is not changes its own terms alone, wherever it stands."""
+    rng = random.Random(which)
+    tensors = [parity.normal(rng, 3, 300) for _ in range(6)]
+    tensors[which][1, 270] = far
+
+    def terms(values: list[Tensor], backend: str) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in values]
+        with use_backend(backend):  # type: ignore[arg-type]
+            out = loss(*leaves, reduction="none")
+            out.sum().backward()
+        return [out.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
+
+    for k, (got, truth) in enumerate(zip(terms(tensors, target.backend), terms([x.double() for x in tensors], "reference"), strict=True)):
+        torch.testing.assert_close(got, truth.float(), rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda text, k=k: f"{k}: {text}")
+
+
 @pytest.mark.parametrize("unit", [False, True], ids=["diagonal", "unit"])
 def test_masked_rows_do_not_leak(target: Target, unit: bool) -> None:
     clean = draw(3, 4, 9, 58, unit=unit, masked=True)
