@@ -25,6 +25,9 @@ struct Block : BlockWeights {
 
   void check(int64_t heads, DType dtype) const {
     const int64_t most = dtype == DType::kFloat32 ? cuda::kFewFloats : cuda::kFewHalves;
+    // A pointer to another device's memory, or to the host's, would be followed all the same.
+    for (const Tensor* y : {&x, &memory, &key_mask, &w_q, &b_q, &w_k, &b_k, &w_v, &b_v, &w_o, &b_o, &ln_weight, &ln_bias})
+      if (*y) require(y->device_type() == x.device_type() && y->device_index() == x.device_index(), "tensors of one device");
     for (const Tensor* y : {&x, &memory}) {
       require(y->dim() == 3 && y->is_contiguous() && dtype_of(*y, "x") == dtype, "contiguous x and memory of 3 dimensions and one dtype");
       require(y->size(0) == x.size(0) && y->size(2) == x.size(2), "a memory of x's batch and width");
