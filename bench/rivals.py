@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emc_fast import ops
 from emc_fast.ops.reference.attention import allowed_pairs
+from emc_fast.ops.reference.emotion_attention import emotion_attention as emotion_definition
 from emc_fast.ops.reference.fusion_kl import fusion_kl as fusion_definition
 from emc_fast.ops.reference.fusion_kl_categorical import fusion_kl_categorical as categorical_definition
 
@@ -89,14 +90,7 @@ def block_on(attention: Attention) -> Callable[..., Tensor]:
 
 def emotion_on(attention: Attention) -> Callable[..., Tensor]:
     """`emotion_attention` of three such blocks, without dropout."""
-    block = block_on(attention)
-
-    def emotion_attention(features, emotion, of_features, of_emotion, of_both, *, key_mask=None, emotion_mask=None, **options) -> Tensor:
-        f = block(features, features, of_features, key_mask=key_mask, **options)
-        e = block(emotion, emotion, of_emotion, key_mask=emotion_mask, **options)
-        return block(f, e, of_both, key_mask=emotion_mask, **options)
-
-    return emotion_attention
+    return partial(emotion_definition, block=block_on(attention))
 
 
 def sublayer_on(attention: Attention) -> Callable[..., Tensor]:

@@ -27,11 +27,6 @@ struct FewTiles {
   static_assert(kBytes <= 64 * 1024, "what a block of 7.5 can have");
 };
 
-// Elements i .. i + 3 of row t of an entry of the batch, before the LayerNorm of its joint.
-template <class T>
-__device__ __forceinline__ void few_row(const FewRows& rows, int b, int t, int length, int width, int i, bool wide, float (&y)[kVector]) {
-  load(static_cast<const T*>(rows.data) + (static_cast<int64_t>(b) * length + t) * width + i, 1, width - i, wide, y);
-}
 // y + bias + the sum over heads of their parts.
 template <class T>
 __device__ __forceinline__ void add_heads(const Joint& joint, int b, int t, int length, int heads, int width, int i, bool wide,
@@ -51,6 +46,13 @@ __device__ __forceinline__ void add_heads(const Joint& joint, int b, int t, int 
   }
 #pragma unroll
   for (int k = 0; k < kVector; ++k) y[k] += sum[k];
+}
+// Elements i .. i + 3 of row t of an entry of the batch, before the LayerNorm of its joint where there is one.
+template <class T>
+__device__ __forceinline__ void few_row(const FewRows& rows, int b, int t, int length, int heads, int width, int i, bool wide,
+                                        float (&y)[kVector]) {
+  load(static_cast<const T*>(rows.data) + (static_cast<int64_t>(b) * length + t) * width + i, 1, width - i, wide, y);
+  if (rows.joint.partial != nullptr) add_heads<T>(rows.joint, b, t, length, heads, width, i, wide, y);
 }
 template <class T>
 __device__ __forceinline__ void normalise(const Joint& joint, int width, int i, bool wide, float mean, float inverse, float (&y)[kVector]) {
@@ -98,10 +100,7 @@ __device__ __forceinline__ void row_statistics(const FewHeads& a, const FewPlace
 #pragma unroll 1
   for (int t = at.warp; t < length; t += kFewWarps) {
     float mean, inverse;
-    const auto make = [&](int i, float (&y)[kVector]) {
-      few_row<T>(rows, at.b, t, length, a.width, i, a.wide, y);
-      add_heads<T>(rows.joint, at.b, t, length, a.heads, a.width, i, a.wide, y);
-    };
+    const auto make = [&](int i, float (&y)[kVector]) { few_row<T>(rows, at.b, t, length, a.heads, a.width, i, a.wide, y); };
     few_statistics(a.width, kWarp, lane_index(), rows.joint.eps, make, &mean, &inverse);
     if (lane_index() == 0) statistics[2 * t] = mean, statistics[2 * t + 1] = inverse;
   }
@@ -126,11 +125,8 @@ __device__ __forceinline__ void stage_rows(const FewHeads& a, const FewPlace& at
     const int t = place / kParts, column = place % kParts * kVector, i = from + column;
     float y[kVector] = {};
     if (t < length && i < a.width && (seen == nullptr || bit(seen[t / 32], t % 32))) {
-      few_row<T>(rows, at.b, t, length, a.width, i, a.wide, y);
-      if (rows.joint.partial != nullptr) {
-        add_heads<T>(rows.joint, at.b, t, length, a.heads, a.width, i, a.wide, y);
-        normalise<T>(rows.joint, a.width, i, a.wide, statistics[2 * t], statistics[2 * t + 1], y);
-      }
+      few_row<T>(rows, at.b, t, length, a.heads, a.width, i, a.wide, y);
+      if (rows.joint.partial != nullptr) normalise<T>(rows.joint, a.width, i, a.wide, statistics[2 * t], statistics[2 * t + 1], y);
     }
     put(tile + t * Tiles::kPitch + column, y);
   }
@@ -338,10 +334,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_join(const __grid_constant__ 
     const bool there = row < rows;
     const int b = there ? static_cast<int>(row / a.length) : 0, t = there ? static_cast<int>(row % a.length) : 0;
     float mean[2], inverse[2];
-    const auto before = [&](int i, float (&y)[kVector]) {
-      few_row<T>(a.x, b, t, a.length, a.width, i, a.wide, y);
-      if (a.x.joint.partial != nullptr) add_heads<T>(a.x.joint, b, t, a.length, a.heads, a.width, i, a.wide, y);
-    };
+    const auto before = [&](int i, float (&y)[kVector]) { few_row<T>(a.x, b, t, a.length, a.heads, a.width, i, a.wide, y); };
     if (a.x.joint.partial != nullptr) few_statistics(a.width, a.lanes, lanes.sub, a.x.joint.eps, before, &mean[0], &inverse[0]);
     const auto after = [&](int i, float (&y)[kVector]) {
       before(i, y);

@@ -17,6 +17,7 @@ from .attention import check_span
 from .attention_block import BLOCK_WEIGHTS, attention_block, is_few, may_go_at_once
 from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
+from .reference.emotion_attention import emotion_attention as _definition
 
 __all__ = ["emotion_attention"]
 
@@ -98,9 +99,8 @@ def emotion_attention(
         except (RuntimeError, TypeError, AttributeError):
             pass  # what does not fit is refused by name below
     options: dict[str, Any] = {"num_heads": num_heads, "causal": causal, "window": window, "dropout_p": dropout_p, "seed": noise}
-    f = attention_block(features, features, of_features, key_mask=key_mask, stream=stream, **options)
-    e = attention_block(emotion, emotion, of_emotion, key_mask=emotion_mask, stream=stream + 2, **options)
-    return attention_block(f, e, of_both, key_mask=emotion_mask, stream=stream + 4, **options)
+    options |= {"key_mask": key_mask, "emotion_mask": emotion_mask, "stream": stream}
+    return _definition(features, emotion, of_features, of_emotion, of_both, block=attention_block, **options)
 
 
 def _at_once(

@@ -41,12 +41,7 @@ struct AttentionInputs {
     a.batch = query.size(0), a.heads = query.size(2);
     a.queries = static_cast<int>(queries), a.keys = static_cast<int>(keys), a.width = static_cast<int>(width);
     a.query = operand(query), a.key = operand(key), a.value = operand(value);
-    if (key_mask) {
-      a.key_mask = key_mask.data_as<const unsigned char>();
-      a.mask_stride[0] = key_mask.stride(0), a.mask_stride[1] = key_mask.stride(1);
-    }
-    a.least_lag = causal ? 0 : -a.queries;
-    a.lag_bound = static_cast<int>(causal && window > 0 ? std::min(window, keys) : keys);
+    set_seen(a, key_mask, causal, window);
     const double factor = scale ? take_double(*scale) : 1.0 / std::sqrt(static_cast<double>(width));
     a.scale = static_cast<float>(factor);
     a.scale2 = static_cast<float>(factor * 1.4426950408889634);

@@ -32,6 +32,17 @@ inline void check_launch(const char* error) {
   if (error != nullptr) throw std::runtime_error(std::string("emc_fast: the launch of a CUDA kernel failed: ") + error);
 }
 
+// Which keys the queries of a launch see; its numbers of queries and keys are set.
+template <class Arguments>
+void set_seen(Arguments& a, const Tensor& key_mask, bool causal, int64_t window) {
+  if (key_mask) {
+    a.key_mask = key_mask.data_as<const unsigned char>();
+    a.mask_stride[0] = key_mask.stride(0), a.mask_stride[1] = key_mask.stride(1);
+  }
+  a.least_lag = causal ? 0 : -a.queries;
+  a.lag_bound = causal && window > 0 && window < a.keys ? static_cast<int>(window) : a.keys;
+}
+
 inline cuda::DeviceNoise device_noise(const Tensor& like, const Tensor& seed, int64_t stream, const Tensor& frame_offset) {
   const NoiseLayout layout = noise_layout(like, seed, frame_offset);
   return {seed.data_as<const int64_t>(), frame_offset ? frame_offset.data_as<const int64_t>() : nullptr, layout.rows_per_seed,

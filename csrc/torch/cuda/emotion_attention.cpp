@@ -1,6 +1,5 @@
 // Boxed operators attention_block_inference and emotion_attention_inference for CUDA: blocks of a few frames. Schemas:
 // emc_fast/ops/attention_block.py, which says where these are taken, and emotion_attention.py.
-#include <algorithm>
 #include <cmath>
 
 #include "../../cuda/emotion_attention_arguments.h"
@@ -54,12 +53,7 @@ struct Block : BlockWeights {
     cuda::FewBlock a{};
     a.x = {x.data(), of_x}, a.memory = {memory.data(), of_memory};
     a.queries = static_cast<int>(x.size(1)), a.keys = static_cast<int>(memory.size(1));
-    if (key_mask) {
-      a.key_mask = key_mask.data_as<const unsigned char>();
-      a.mask_stride[0] = key_mask.stride(0), a.mask_stride[1] = key_mask.stride(1);
-    }
-    a.least_lag = causal ? 0 : -a.queries;
-    a.lag_bound = causal && window > 0 ? static_cast<int>(std::min<int64_t>(window, a.keys)) : a.keys;
+    set_seen(a, key_mask, causal, window);
     a.w_q = w_q.data(), a.w_k = w_k.data(), a.w_v = w_v.data(), a.w_o = w_o.data();
     a.b_q = at(b_q), a.b_k = at(b_k), a.b_v = at(b_v);
     a.partial = partial;
