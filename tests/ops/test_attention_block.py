@@ -81,7 +81,8 @@ def test_parity_of_few_frames(target: Target, dtype: torch.dtype, seed: int, mon
     if seed % 2:
         options["key_mask"] = parity.mask(seed, b, s, share=0.7)
     parity.assert_parity(block(**options), inputs, dtype, target, seed=seed)
-    assert len(served) == (dtype == torch.float32 or not target.isa)
+    # Triton has no kernels for it; the CPU's one call takes float32, CUDA's every dtype.
+    assert len(served) == (target.backend != "triton" and (dtype == torch.float32 or not target.isa))
 
 
 @parity.seeds(3, first=50)
