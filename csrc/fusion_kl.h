@@ -18,9 +18,9 @@ struct FusionKl {
   // Forward
   float* row_loss;     // (rows,), 0 where masked, or null
   double* block_loss;  // (blocks,), or null
-  // Backward: the gradient of a row's loss is scale * grad
+  // Backward: the gradient of a row's loss is grad / divisor, which rounds once
   Operand grad;  // float32, strides 0 for a scalar
-  float scale;
+  float divisor;
   void* grad_input[6];  // dense
   // Categorical, (rows, kStats): what the forward pass learnt of each row, so that the backward pass reads it but once.
   float* stats;

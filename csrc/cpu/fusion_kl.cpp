@@ -40,16 +40,11 @@ struct InverseVariance {
   EMC_INLINE F linear(F d) const { return d * low * high * rest * low * high; }
 };
 
-// How far what is near has gone: no term overflows while these hold. Where they do not, a piece is done again in the way that always holds.
-constexpr float kNear = 40.0f, kNearMean = 0x1p40f;
-struct Reach {
-  I logvar = {}, mean = {};  // bits of the largest size; those of a NaN are larger than any number's
-  EMC_INLINE static I size_of(F x) { return (I)abs(x); }
-  EMC_INLINE static I larger(I a, I b) { return a > b ? a : b; }
-  EMC_INLINE bool near() const {
-    const I beyond = (logvar > (I)splat(kNear)) | (mean > (I)splat(kNearMean));
-    return max((F)(beyond & (I)splat(1.0f))) == 0.0f;
-  }
+// What is near: no term overflows.
+struct Reaches {
+  Reach logvar, mean;
+
+  EMC_INLINE bool near() const { return none(logvar.beyond(40.0f) | mean.beyond(0x1p40f)); }
 };
 
 // What loss and gradients of three distributions that are near each other are made of: three exponentials instead of five, since
@@ -59,15 +54,17 @@ struct NearTerms {
   Exponential of_rf, of_fs, of_rs;     // of those of the log-variances
   F precision_face, precision_speech;  // e^-l
 
-  EMC_INLINE NearTerms(const F (&x)[6], Reach& reach) : rf(x[0] - x[1]), rs(x[0] - x[2]), fs(x[1] - x[2]) {
+  EMC_INLINE NearTerms(const F (&x)[6], Reaches& reach) : rf(x[0] - x[1]), rs(x[0] - x[2]), fs(x[1] - x[2]) {
     const F exponents[3] = {x[3] - x[4], x[4] - x[5], -x[4]};
     Exponential e[3];
     exponentials<true>(exponents, e);
     of_rf = e[0], of_fs = e[1], of_rs = Exponential::product(e[0], e[1]);
-    precision_face = e[2].near_value(), precision_speech = precision_face * of_fs.near_value();
-    for (const F& exponent : exponents) reach.logvar = Reach::larger(Reach::size_of(exponent), reach.logvar);
-    reach.logvar = Reach::larger(Reach::size_of(x[5]), reach.logvar);
-    reach.mean = Reach::larger(Reach::size_of(rf), Reach::larger(Reach::size_of(fs), reach.mean));
+    precision_face = e[2].near_value();
+    const F back = exponents[1] - x[4], lost = (x[4] - (exponents[1] - back)) - (x[5] + back);  // what rounding took from the second
+    precision_speech = precision_face * (of_fs.near_value() * (1.0f + lost));
+    for (const F& exponent : exponents) reach.logvar.take(exponent);
+    reach.logvar.take(x[5]);
+    reach.mean.take(rf), reach.mean.take(fs);
   }
 };
 
@@ -110,12 +107,12 @@ EMC_INLINE void differentiate(const F (&x)[kInputs], float g, F (&grad)[kInputs]
 }
 
 // The same of distributions that are near each other.
-EMC_INLINE F near_loss(const F (&x)[6], Reach& reach) {
+EMC_INLINE F near_loss(const F (&x)[6], Reaches& reach) {
   const NearTerms t(x, reach);
   const F means = t.rf * t.rf * t.precision_face + (t.rs * t.rs + t.fs * t.fs) * t.precision_speech;
   return means + t.of_rf.minus_tangent() + t.of_rs.minus_tangent() + t.of_fs.minus_tangent();
 }
-EMC_INLINE void near_differentiate(const F (&x)[6], float g, F (&grad)[6], Reach& reach) {
+EMC_INLINE void near_differentiate(const F (&x)[6], float g, F (&grad)[6], Reaches& reach) {
   const NearTerms t(x, reach);
   const F slope_rf = t.rf * t.precision_face, slope_rs = t.rs * t.precision_speech, slope_fs = t.fs * t.precision_speech;
   grad[0] = (slope_rf + slope_rs) * g;
@@ -130,12 +127,12 @@ EMC_INLINE void near_differentiate(const F (&x)[6], float g, F (&grad)[6], Reach
 
 template <class T, int kInputs>
 void forward_rows(const FusionKl& args, int64_t begin, int64_t end) {
-  sum_blocks(args, begin, end, [&](const Cursor& cursor, int64_t) {
-    Row<T, kInputs> row(args, cursor);
+  sum_blocks(args, begin, end, together(args), [&](const Cursor& cursor, int64_t, int64_t rows) {
+    Row<T, kInputs> row(args, cursor, rows);
     double total = 0.0;
     row.for_pieces([&](int64_t, int64_t n) {
       F lanes = {}, x[kInputs];
-      Reach reach;
+      Reaches reach;
       if constexpr (kInputs == 6)
         for (int64_t i = 0; i < n; i += W) {
           row.read(i, n - i, x);
@@ -156,26 +153,28 @@ void forward_rows(const FusionKl& args, int64_t begin, int64_t end) {
 
 template <class T, int kInputs>
 void backward_rows(const FusionKl& args, int64_t begin, int64_t end) {
-  differentiate_blocks<T, kInputs>(args, begin, end, [&](const Cursor& cursor, int64_t, const Gradients<T, kInputs>& out) {
-    Row<T, kInputs> row(args, cursor);
-    const float g = cursor.grad();
-    row.for_pieces([&](int64_t first, int64_t n) {
-      F x[kInputs], grad[kInputs];
-      Reach reach;
-      if constexpr (kInputs == 6)
-        for (int64_t i = 0; i < n; i += W) {
-          row.read(i, n - i, x);
-          near_differentiate(x, g, grad, reach);
-          out.write(first + i, n - i, grad);
-        }
-      if (kInputs == 6 && reach.near()) return;
-      for (int64_t i = 0; i < n; i += W) {
-        row.read(i, n - i, x);
-        differentiate(x, g, grad);
-        out.write(first + i, n - i, grad);
-      }
-    });
-  });
+  const bool at_once = together(args);
+  differentiate_blocks<T, kInputs>(args, begin, end, at_once,
+                                   [&](const Cursor& cursor, int64_t, int64_t rows, const Gradients<T, kInputs>& out) {
+                                     Row<T, kInputs> row(args, cursor, rows);
+                                     const float g = cursor.grad();
+                                     row.for_pieces([&](int64_t first, int64_t n) {
+                                       F x[kInputs], grad[kInputs];
+                                       Reaches reach;
+                                       if constexpr (kInputs == 6)
+                                         for (int64_t i = 0; i < n; i += W) {
+                                           row.read(i, n - i, x);
+                                           near_differentiate(x, g, grad, reach);
+                                           out.write(first + i, n - i, grad);
+                                         }
+                                       if (kInputs == 6 && reach.near()) return;
+                                       for (int64_t i = 0; i < n; i += W) {
+                                         row.read(i, n - i, x);
+                                         differentiate(x, g, grad);
+                                         out.write(first + i, n - i, grad);
+                                       }
+                                     });
+                                   });
 }
 
 template <class T>

@@ -29,41 +29,54 @@ class Cursor {
     return static_cast<const T*>(operand.data) + offset;
   }
   EMC_INLINE bool counts() const { return args_.mask.data == nullptr || *row<uint8_t>(args_.mask) != 0; }
-  EMC_INLINE float grad() const { return args_.scale * *row<float>(args_.grad); }
+  EMC_INLINE float grad() const { return *row<float>(args_.grad) / args_.divisor; }
 
  private:
   const FusionKl& args_;
   int64_t at_[Walk::kMaxOuter];
 };
 
+// Whether rows can be taken as one long row: none is left out or has a loss or a weight of its own.
+EMC_INLINE bool together(const FusionKl& args) {
+  if (args.mask.data != nullptr || args.row_loss != nullptr) return false;
+  for (int d = 0; d < args.walk.outer; ++d)
+    if (args.grad.outer[d] != 0) return false;
+  return true;
+}
+
 // A row is taken in pieces. What is summed over a piece in float32 is added up in float64, so that a long row is as exact as a short one;
-// and a piece with a stride is gathered first, so that the arithmetic is compiled for dense rows alone.
+// and a piece with strides is gathered first, so that the arithmetic is compiled for dense rows alone.
 constexpr int64_t kPiece = 16 * W;
 
 template <class T>
 __attribute__((noinline)) void gather(const T* from, int64_t stride, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
+  if (stride == 1)
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
 }
 
+// One row, or several that are taken as one.
 template <class T, int kInputs>
 class Row {
  public:
-  EMC_INLINE Row(const FusionKl& args, const Cursor& cursor) : args_(args) {
-    for (int k = 0; k < kInputs; ++k) row_[k] = cursor.row<T>(args.input[k]);
+  EMC_INLINE Row(const FusionKl& args, const Cursor& cursor, int64_t rows) : args_(args), cursor_(cursor), width_(rows * args.walk.width) {
+    for (int k = 0; k < kInputs; ++k) {
+      const Operand& input = args.input[k];
+      row_[k] = cursor.row<T>(input);
+      dense_[k] = input.stride == 1 && (rows == 1 || (args.walk.outer == 1 && input.outer[0] == args.walk.width));
+    }
   }
   // Calls visit(first element, count) for each piece, after which read(k, i, ...) gives its elements from i on.
   template <class Visit>
   EMC_INLINE void for_pieces(const Visit& visit) {
-    for (int64_t first = 0; first < args_.walk.width; first += kPiece) {
-      const int64_t n = args_.walk.width - first < kPiece ? args_.walk.width - first : kPiece;
-      for (int k = 0; k < kInputs; ++k) {
-        const int64_t stride = args_.input[k].stride;
-        at_[k] = row_[k] + first * stride;
-        if (stride != 1) {
-          gather(at_[k], stride, n, gathered_[k]);
-          at_[k] = gathered_[k];
-        }
-      }
+    bool dense = true;
+    for (int k = 0; k < kInputs; ++k) dense = dense && dense_[k];
+    Cursor cursor = cursor_;
+    for (int64_t first = 0; first < width_; first += kPiece) {
+      const int64_t n = width_ - first < kPiece ? width_ - first : kPiece;
+      for (int k = 0; k < kInputs; ++k) at_[k] = dense_[k] ? row_[k] + first : gathered_[k];
+      if (!dense) gather_piece(cursor, first, n);
       visit(first, n);
     }
   }
@@ -79,9 +92,30 @@ class Row {
 
  private:
   const FusionKl& args_;
+  const Cursor& cursor_;
+  const int64_t width_;
+  bool dense_[kInputs];
   const T* row_[kInputs];
   const T* at_[kInputs];
   T gathered_[kInputs][kPiece];
+
+  // `cursor` is at the row that the piece begins in, and then at the one that the next begins in.
+  __attribute__((noinline)) void gather_piece(Cursor& cursor, int64_t first, int64_t n) {
+    const int64_t width = args_.walk.width;
+    for (int64_t i = 0, column = first % width; i < n;) {
+      const int64_t take = width - column < n - i ? width - column : n - i;
+      for (int k = 0; k < kInputs; ++k) {
+        const Operand& input = args_.input[k];
+        if (!dense_[k]) gather(cursor.row<T>(input) + column * input.stride, input.stride, take, gathered_[k] + i);
+      }
+      i += take;
+      column += take;
+      if (column == width) {
+        column = 0;
+        cursor.next();
+      }
+    }
+  }
 };
 
 // The gradients of a row, each dense.
@@ -95,15 +129,16 @@ struct Gradients {
   }
 };
 
-// Forward over blocks: loss(cursor, row) of each row that counts.
+// Forward over blocks: loss(cursor, row, rows) of each row that counts, or of all rows of a block at once.
 template <class Loss>
-EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, const Loss& loss) {
+EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, bool at_once, const Loss& loss) {
   for (int64_t block = begin; block < end; ++block) {
     int64_t row = block * FusionKl::kRowsPerBlock;
     const int64_t last = row + FusionKl::kRowsPerBlock < args.walk.rows ? row + FusionKl::kRowsPerBlock : args.walk.rows;
+    const int64_t rows = at_once ? last - row : 1;
     double sum = 0.0;
-    for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
-      const double value = cursor.counts() ? loss(cursor, row) : 0.0;
+    for (Cursor cursor(args, row); row < last; row += rows, cursor.next()) {
+      const double value = cursor.counts() ? loss(cursor, row, rows) : 0.0;
       if (args.row_loss != nullptr) args.row_loss[row] = static_cast<float>(value);
       sum += value;
     }
@@ -111,18 +146,20 @@ EMC_INLINE void sum_blocks(const FusionKl& args, int64_t begin, int64_t end, con
   }
 }
 
-// Backward over blocks: differentiate(cursor, row, out) of each row that counts; the gradients of the others are zero.
+// Backward over blocks: differentiate(cursor, row, rows, out) of each row that counts, or of all rows at once; the gradients of the others
+// are zero.
 template <class T, int kInputs, class Differentiate>
-EMC_INLINE void differentiate_blocks(const FusionKl& args, int64_t begin, int64_t end, const Differentiate& differentiate) {
+EMC_INLINE void differentiate_blocks(const FusionKl& args, int64_t begin, int64_t end, bool at_once, const Differentiate& differentiate) {
   int64_t row = begin * FusionKl::kRowsPerBlock;
   const int64_t last = end * FusionKl::kRowsPerBlock < args.walk.rows ? end * FusionKl::kRowsPerBlock : args.walk.rows;
   const bool past = args.walk.rows * args.walk.width * kInputs * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
-  for (Cursor cursor(args, row); row < last; ++row, cursor.next()) {
+  const int64_t rows = at_once ? last - row : 1;
+  for (Cursor cursor(args, row); row < last; row += rows, cursor.next()) {
     Gradients<T, kInputs> out;
     for (int k = 0; k < kInputs; ++k) out.row[k] = static_cast<T*>(args.grad_input[k]) + row * args.walk.width;
     out.past = past;
     if (cursor.counts()) {
-      differentiate(cursor, row, out);
+      differentiate(cursor, row, rows, out);
     } else {
       for (int k = 0; k < kInputs; ++k) std::memset(out.row[k], 0, static_cast<size_t>(args.walk.width) * sizeof(T));
     }
@@ -175,6 +212,20 @@ struct Exponential {
     return scale * curvature + (whole * r + (whole - integer * 0.693147182f));
   }
 };
+
+// The largest size of the numbers taken, per lane, in the bits of a float; those of a NaN are larger than any number's. Of what is near
+// nothing has to be bounded and fewer exponentials are needed; where a piece turns out to reach further, it is done again in the way that
+// always holds.
+struct Reach {
+  I size = {};
+
+  EMC_INLINE void take(F x) {
+    const I bits = (I)abs(x);
+    size = bits > size ? bits : size;
+  }
+  EMC_INLINE I beyond(float bound) const { return size > (I)splat(bound); }
+};
+EMC_INLINE bool none(I mask) { return max((F)(mask & (I)splat(1.0f))) == 0.0f; }
 
 // Several at once, step by step: of one after the other a processor does not see enough ahead to keep its units busy. Where all exponents
 // are near 0, within some 80, nothing has to be bounded.

@@ -363,7 +363,7 @@ EMC_INLINE void store_some(T* p, F v, int64_t n, bool past) {
     store_some(p, v, n);
   }
 }
-EMC_INLINE void finish_past(bool past) {
+EMC_INLINE void finish_past([[maybe_unused]] bool past) {
 #if defined(__SSE2__)
   if (past) _mm_sfence();
 #endif

@@ -9,7 +9,7 @@ namespace emc::cuda {
 struct FusionKlCuda {
   static constexpr int kCounts = 1024;  // partial counts of the mask
 
-  FusionKl kl;  // block_loss and scale are not used
+  FusionKl kl;  // block_loss and divisor are not used
   bool mean;
   double* tile_loss;    // (tiles,): forward with a reduction
   int64_t* tile_count;  // (tiles,): rows that count

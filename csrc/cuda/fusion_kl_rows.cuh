@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kThreads) count_rows(const FusionKlCuda a) {
   if (threadIdx.x % kWarp == 0) a.counts[thread / kWarp] = count;
 }
 
-// What the gradient of a row's loss is multiplied by, where the loss is a mean.
-__device__ __forceinline__ float mean_scale(const FusionKlCuda& a) {
+// What the gradient of a row's loss is divided by, where the loss is a mean.
+__device__ __forceinline__ float mean_divisor(const FusionKlCuda& a) {
   if (!a.mean) return 1.0f;
   int64_t count = a.kl.walk.rows;
   if (a.counts != nullptr) {
@@ -115,21 +115,21 @@ __device__ __forceinline__ float mean_scale(const FusionKlCuda& a) {
     for (int i = static_cast<int>(threadIdx.x) % kWarp; i < FusionKlCuda::kCounts; i += kWarp) count += a.counts[i];
     count = Lanes(kWarp).sum(count);
   }
-  return static_cast<float>(1.0 / static_cast<double>(count > 0 ? count : 1));
+  return static_cast<float>(count > 0 ? count : 1);
 }
 
 // Backward over rows: differentiate(lanes, at, row, g, out) of each row that counts; the gradients of the others are zero.
 template <class T, int kInputs, class Differentiate>
 __device__ __forceinline__ void differentiate_rows(const FusionKlCuda& a, const Differentiate& differentiate) {
   const Lanes lanes(a.lanes);
-  const float scale = mean_scale(a);
+  const float divisor = mean_divisor(a);
   for (int64_t row = lanes.row; row < a.kl.walk.rows; row += lanes.step) {
     T* out[kInputs];
 #pragma unroll
     for (int k = 0; k < kInputs; ++k) out[k] = static_cast<T*>(a.kl.grad_input[k]) + row * a.kl.walk.width;
     const KlRow<T, kInputs> at(a, row);
     if (at.counts) {
-      differentiate(lanes, at, row, scale * *at.grad, out);
+      differentiate(lanes, at, row, *at.grad / divisor, out);
     } else {
       Vector<T> zero;
 #pragma unroll

@@ -11,7 +11,7 @@ class Problem : public FusionKlProblem {
  public:
   Problem(const Tensor* inputs, int count, const Tensor& mask, const Tensor* grad, int64_t reduction_)
       : FusionKlProblem(inputs, count, mask, grad, reduction_) {
-    args.scale = static_cast<float>(1.0 / static_cast<double>(denominator()));
+    args.divisor = static_cast<float>(denominator());
   }
 
   // Blocks worth a thread: about 16k elements.

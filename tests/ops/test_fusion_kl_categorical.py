@@ -192,6 +192,17 @@ def test_long_rows(target: Target) -> None:
     parity.assert_parity(fusion_kl_categorical, inputs, torch.float32, target, differentiate=NAMES)
 
 
+def test_rows_that_are_near_and_far_by_turns(target: Target) -> None:
+    """Long rows in which some pieces hold a class that one distribution all but excludes, finds too probable, or leaves out."""
+    inputs = draw(16, 4, 3000, masked=False)
+    inputs["comp_face"][1, 300] += 45.0
+    inputs["real"][2, 900:1100] -= 200.0
+    inputs["comp_speech"][2, 2500] += 20.0
+    for name in NAMES:
+        inputs[name][3, 2040:2050] = -INF
+    parity.assert_parity(partial(fusion_kl_categorical, reduction="none"), inputs, torch.float32, target, differentiate=NAMES)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0), (0,)], ids=str)
 def test_zero_size(target: Target, shape: tuple[int, ...]) -> None:
     inputs = [torch.zeros(shape, requires_grad=True) for _ in NAMES]
