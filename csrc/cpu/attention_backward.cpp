@@ -15,9 +15,9 @@ constexpr int64_t kBlockPanels = 48 / kRows;
 struct Packed {
   KeyRange keys;
   int64_t padded_width;  // of the sums' rows, a whole number of vectors
-  float* key_panels;
-  float* key_factors;    // as key_panels, or in pairs: those of the scores
-  float* value_factors;  // likewise, those of the probabilities' gradients
+  float* key_panels;     // to be multiplied over the keys
+  float* key_factors;    // to be multiplied over the width: the same, unless terms come in pairs
+  float* value_factors;  // likewise
   float* key_sums;       // [key][padded width]
   float* value_sums;     // [key][padded width]
   float* exponentials;   // [key][lane], of one group of queries
@@ -56,8 +56,8 @@ struct Queries {
   static constexpr int kCount = V * W;
   alignas(64) float query_columns[kAttentionMaxWidth * kCount];  // [d][lane], times scale; or pairs along d
   alignas(64) float grad_columns[kAttentionMaxWidth * kCount];   // [d][lane], divided by the query's sum of exponentials; likewise
-  alignas(64) float query_rows[kCount * kAttentionMaxWidth];     // [lane][padded width]
-  alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width], divided likewise
+  alignas(64) float query_rows[kCount * kAttentionMaxWidth];     // [lane][padded width]; or pairs of lanes
+  alignas(64) float grad_rows[kCount * kAttentionMaxWidth];      // [lane][padded width], divided likewise; likewise
   F largest[V];                                                  // score; +inf makes every exponential 0
   F total[V];                                                    // sum of exponentials; 1 where there is none
 
@@ -83,7 +83,18 @@ struct Queries {
     alignas(64) float copies[kCount][kAttentionMaxWidth];
     pack_columns<Terms, V>(queries, copies, a.width, a.scale, query_columns);
     pack_columns<Terms, V>(grads, copies, a.width, 1.f, grad_columns);
+    pair_lanes(query_rows, padded_width), pair_lanes(grad_rows, padded_width);
     for (int v = 0; v < V; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
+  }
+
+ private:
+  static void pair_lanes(float* rows, int64_t padded_width) {
+    if constexpr (Terms::kTerms == 2)
+      for (int i = 0; i < kCount / 2; ++i) {
+        const float* from = rows + 2 * i * padded_width;
+        for (int64_t d = 0; d < padded_width; d += W)
+          store(rows + i * padded_width + d, Terms::of(load(from + d), load(from + padded_width + d)));
+      }
   }
 };
 
@@ -130,23 +141,39 @@ inline void differentiate_softmax(const Packed& packed, int64_t panel, const F (
     }
 }
 
+// A panel's weights [key][lane] as they are multiplied over the lanes: as they stand, or in pairs along the lanes.
+template <class Terms, int V>
+struct Weights {
+  static constexpr int kStep = Terms::kTerms == 1 ? V * W : W;
+  alignas(64) float pairs[Terms::kTerms == 1 ? 1 : kRows * W];
+
+  EMC_INLINE const float* of(const float* panel) {
+    if constexpr (Terms::kTerms == 1) {
+      return panel;
+    } else {
+      for (int r = 0; r < kRows; ++r) Terms::along(panel + r * V * W, V * W, pairs + r * W);
+      return pairs;
+    }
+  }
+};
+
 // sums[r][c] += sum over lanes of weights[r][lane] * rows[lane][c]: kRows keys, C vectors of the width.
-template <int C, int V>
+template <class Terms, int C, int V>
 inline void multiply_lanes(const float* weights, const float* rows, int64_t padded_width, float* sums) {
   F tile[kRows][C];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) tile[r][c] = F{};
-  for (int lane = 0; lane < V * W; ++lane, rows += padded_width) {
+  for (int lane = 0; lane < V * W / Terms::kTerms; ++lane, rows += padded_width) {
     F column[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) column[c] = load(rows + c * W);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const F weight = splat(weights[r * V * W + lane]);
+      const F weight = splat(weights[r * Weights<Terms, V>::kStep + lane]);
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) tile[r][c] += weight * column[c];
+      for (int c = 0; c < C; ++c) tile[r][c] = Terms::multiply_add(weight, column[c], tile[r][c]);
     }
   }
 #pragma GCC unroll 16
@@ -158,11 +185,13 @@ inline void multiply_lanes(const float* weights, const float* rows, int64_t padd
     }
 }
 
-template <int V>
-inline void multiply_all_lanes(const float* weights, const float* rows, int64_t padded_width, float* sums) {
+template <class Terms, int V>
+inline void multiply_all_lanes(const float* panel, const float* rows, int64_t padded_width, float* sums) {
+  Weights<Terms, V> made;
+  const float* weights = made.of(panel);
   int64_t d = 0;
-  for (; d + 2 * W <= padded_width; d += 2 * W) multiply_lanes<2, V>(weights, rows + d, padded_width, sums + d);
-  if (d < padded_width) multiply_lanes<1, V>(weights, rows + d, padded_width, sums + d);
+  for (; d + 2 * W <= padded_width; d += 2 * W) multiply_lanes<Terms, 2, V>(weights, rows + d, padded_width, sums + d);
+  if (d < padded_width) multiply_lanes<Terms, 1, V>(weights, rows + d, padded_width, sums + d);
 }
 
 // Queries t0 .. t0 + valid of one head: their grad_query, and their part of the sums for the keys.
@@ -194,11 +223,12 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
     for (int64_t panel = block; panel < last; ++panel) {
       const int64_t place = panel * kRows * kCount, key = panel * kRows * padded_width;
       differentiate_softmax<V>(packed, panel, mean);
-      multiply_all_lanes<V>(packed.exponentials + place, q.grad_rows, padded_width, packed.value_sums + key);
-      multiply_all_lanes<V>(packed.grads + place, q.query_rows, padded_width, packed.key_sums + key);
+      multiply_all_lanes<Terms, V>(packed.exponentials + place, q.grad_rows, padded_width, packed.value_sums + key);
+      multiply_all_lanes<Terms, V>(packed.grads + place, q.query_rows, padded_width, packed.key_sums + key);
     }
-    const float* grads = packed.grads + block * kRows * kCount;
-    multiply_all_keys<Single, V>(packed.key_panels + block * width * kRows, last - block, width, grads, one, sums);
+    float* grads = packed.grads + block * kRows * kCount;
+    pair_keys<Terms, V>(grads, (last - block) * kRows, grads);
+    multiply_all_keys<Terms, V>(packed.key_panels + block * width * (kRows / Terms::kTerms), last - block, width, grads, one, sums);
   }
 
   for (int64_t i = 0; i < width * kCount; i += W) store(sums + i, load(sums + i) * a.scale);
@@ -213,7 +243,7 @@ void run_as(const AttentionArgs& a, int64_t task, float* workspace) {
   const int64_t begin = chunk * attention_chunk(a), end = least(begin + attention_chunk(a), a.queries);
   const Packed packed = place(a, keys_of(a, b, begin, end), workspace);
   const int64_t padded_width = packed.padded_width, sums = round_up(packed.keys.count, kRows) * padded_width;
-  pack_over_width<Single>(a, a.key, b, h, packed.keys, packed.key_panels);
+  pack_over_keys<Terms>(a, a.key, b, h, packed.keys, packed.key_panels);
   if (packed.key_factors != packed.key_panels) pack_over_width<Terms>(a, a.key, b, h, packed.keys, packed.key_factors);
   pack_over_width<Terms>(a, a.value, b, h, packed.keys, packed.value_factors);
   pack_positions(packed.keys, packed.positions);

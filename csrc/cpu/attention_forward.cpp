@@ -63,18 +63,6 @@ inline void exponentiate(float* scores, int64_t panels, const F (&largest)[V], F
   for (int v = 0; v < V; ++v) total[v] += block[v];
 }
 
-// Probabilities of neighbouring keys become pairs, in place.
-template <class Terms, int V>
-inline void pair_keys(float* probabilities, int64_t keys) {
-  if constexpr (Terms::kTerms == 2)
-    for (int64_t i = 0; i < keys / 2; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        const float* from = probabilities + (2 * i * V + v) * W;
-        store(probabilities + (i * V + v) * W, Terms::of(load(from), load(from + V * W)));
-      }
-}
-
 // Queries t0 .. t0 + valid of one head.
 template <class Terms, int V>
 void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t valid, const Packed& packed) {
@@ -113,7 +101,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
       dropout.fill(packed.positions + panel * kRows, count, factors);
       for (int64_t i = 0; i < count * kCount; i += W) store(scores + i, load(scores + i) * load(factors + i));
     }
-    pair_keys<Terms, V>(scores, count);
+    pair_keys<Terms, V>(scores, count, scores);
     multiply_all_keys<Terms, V>(packed.value_panels + panel * width * (kRows / Terms::kTerms), panels, width, scores, decay, sums);
   }
 

@@ -328,6 +328,15 @@ EMC_INLINE void scale_pairs(float scale, F (&tile)[kRows][V]) {
       for (int v = 0; v < V; ++v) tile[r][v] *= scale;
 }
 
+// Columns [key][lane] of neighbouring keys become pairs, as multiply_keys takes them; may be done in place.
+template <class Terms, int V>
+inline void pair_keys(const float* columns, int64_t keys, float* to) {
+  if constexpr (Terms::kTerms == 2)
+    for (int64_t i = 0; i < keys / 2; ++i, columns += 2 * V * W, to += V * W)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(to + v * W, Terms::of(load(columns + v * W), load(columns + (V + v) * W)));
+}
+
 // sum[i][v] = sum[i][v] * decay[v] + sum over keys of panels[.][i][key] * columns[key][v], for R neighbouring elements of the width.
 template <class Terms, int R, int V>
 inline void multiply_keys(const float* panels, int64_t panel_count, int64_t width, const float* columns, const F (&decay)[V], float* sum) {
