@@ -155,9 +155,9 @@ class TransVAE(Backbone):
         seed: Tensor | None,
     ) -> Reaction:
         """Positions through both decoder layers and the heads; see `Backbone.decode`."""
-        rows = memory.shape[0]
-        queries = self.positions(segment.frames).to(memory.dtype).expand(rows, -1, -1)
-        queries = self.position_dropout(queries, seed=seed)
+        queries = self.positions(segment.frames).to(memory.dtype).expand(1, -1, -1)
+        if self.training:  # dropout tells rows apart; without it one stands for all
+            queries = self.position_dropout(queries.expand(memory.shape[0], -1, -1), seed=seed)
         token = memory.shape[1] == 1
         aligned = not token and self.options.memory == "frame"
         hidden = self.decoder_1(queries, memory, memory_mask=None if token else frame_mask, causal=True, aligned=aligned, seed=seed)

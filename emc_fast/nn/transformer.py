@@ -97,9 +97,9 @@ class DecoderLayer(nn.Module):
         """Decode `x` (B, T, d) against `memory` (B, S, d).
 
         Args:
-            x: (B, T, d).
+            x: (B, T, d), or (1, T, d) where all rows are alike; they stay one until they meet the memory.
             memory: (B, S, d).
-            key_mask: (B, T) bool, rows of x that may be attended.
+            key_mask: as x, (B, T) or (1, T) bool, rows of x that may be attended.
             memory_mask: (B, S) bool, rows of the memory that may be attended.
             causal: self-attention sees no later row.
             aligned: row t of x reads row t of the memory and no other (S = T).
@@ -109,11 +109,15 @@ class DecoderLayer(nn.Module):
             (B, T, d).
         """
         x = self.attention(x, key_mask=key_mask, causal=causal, seed=seed)
-        if memory.shape[1] == 1 and memory_mask is None and not self.training and not torch.is_grad_enabled():
-            # The softmax over a single token is 1: attention is a constant row, and queries and keys play no part.
+        if (aligned or memory.shape[1] == 1) and not self.training and not torch.is_grad_enabled():
+            # The softmax over a single row is 1: its value is what attention gives, and queries and keys play no part.
             # With gradients the plain path is taken, so that those weights get their (zero) gradients.
-            row = self.cross.output(self.cross.value(memory))
-            x = self.cross.norm(x + row)
+            value = self.cross.value(memory)
+            if memory_mask is not None:
+                value = value.masked_fill(~memory_mask[..., None], 0)
+            x = self.cross.norm(x + self.cross.output(value))
         else:
-            x = self.cross(x, memory, key_mask=memory_mask, causal=aligned, window=1 if aligned else None, seed=seed)
+            x = self.cross(
+                x.expand(memory.shape[0], -1, -1), memory, key_mask=memory_mask, causal=aligned, window=1 if aligned else None, seed=seed
+            )
         return self.feed_forward(x, seed=seed)

@@ -179,6 +179,21 @@ def test_decoder_layer_is_torchs_also_for_a_memory_of_one_token():
         torch.testing.assert_close(ours(x, one, causal=True), expected)
 
 
+def test_decoder_layer_at_inference_leaves_out_what_says_nothing():
+    """Rows that are alike stay one until they meet the memory, and one row to attend is attended without a softmax: the numbers stay."""
+    layer = randomise(DecoderLayer(D, H, 2 * D))
+    x, memory = torch.randn(1, T, D).double(), torch.randn(B, T, D).double()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 1]]).bool()
+    for options in ({}, {"memory_mask": mask}, {"aligned": True}, {"aligned": True, "memory_mask": mask}):
+        plain = layer(x.expand(B, -1, -1), memory, causal=True, **options)
+        torch.testing.assert_close(layer(x, memory, causal=True, **options), plain)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, memory, causal=True, **options), plain)
+    dirty = torch.where(mask[..., None], memory, torch.nan)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, dirty, causal=True, aligned=True, memory_mask=mask), plain)
+
+
 def test_emotion_mlp_shares_its_last_layer():
     mlp = randomise(EmotionMLP(D))
     face, speech = torch.randn(B, T, 25).double(), torch.randn(B, T, 10).double()
