@@ -4,7 +4,7 @@
 #   tools/test_aarch64.sh SCRATCH [TESTS...]
 #
 # needs Debian 12 with `apt-get install qemu-user-static g++-aarch64-linux-gnu`, and in the environment what builds the package (cmake, ninja).
-# SCRATCH gets 1 GB of packages and is used again. Nothing is installed in the system. All of tests/ops takes about ten minutes.
+# SCRATCH gets 1 GB of packages and is used again. Nothing is installed in the system. All of them take four minutes.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
