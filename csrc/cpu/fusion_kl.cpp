@@ -128,7 +128,7 @@ EMC_INLINE void near_differentiate(const F (&x)[6], float g, F (&grad)[6], Reach
 template <class T, int kInputs>
 void forward_rows(const FusionKl& args, int64_t begin, int64_t end) {
   sum_blocks(args, begin, end, together(args), [&](const Cursor& cursor, int64_t, int64_t rows) {
-    Row<T, kInputs> row(args, cursor, rows);
+    Row<T, kInputs, kInputs == 6> row(args, cursor, rows);
     double total = 0.0;
     row.for_pieces([&](int64_t, int64_t n) {
       F lanes = {}, x[kInputs];
@@ -156,7 +156,7 @@ void backward_rows(const FusionKl& args, int64_t begin, int64_t end) {
   const bool at_once = together(args);
   differentiate_blocks<T, kInputs>(args, begin, end, at_once,
                                    [&](const Cursor& cursor, int64_t, int64_t rows, const Gradients<T, kInputs>& out) {
-                                     Row<T, kInputs> row(args, cursor, rows);
+                                     Row<T, kInputs, kInputs == 6> row(args, cursor, rows);
                                      const float g = cursor.grad();
                                      row.for_pieces([&](int64_t first, int64_t n) {
                                        F x[kInputs], grad[kInputs];

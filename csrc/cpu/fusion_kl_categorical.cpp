@@ -85,7 +85,7 @@ struct Kept {
 // The largest logits of a row's three distributions, with the origins of the slopes, and the sums of e^(logit - largest); these are
 // rescaled when a later piece holds a larger logit.
 template <class T>
-EMC_INLINE void normalise(Row<T, 3>& row, float (&top)[3], double (&total)[3], float& origin_real, float& origin_face, Kept& kept) {
+EMC_INLINE void normalise(Row<T, 3, true>& row, float (&top)[3], double (&total)[3], float& origin_real, float& origin_face, Kept& kept) {
   for (int k = 0; k < 3; ++k) {
     top[k] = -kInf;
     total[k] = 0.0;
@@ -194,7 +194,7 @@ struct NearRatios {
 template <class T>
 void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
   sum_blocks(args, begin, end, false, [&](const Cursor& cursor, int64_t index, int64_t rows) {
-    Row<T, 3> row(args, cursor, rows);
+    Row<T, 3, true> row(args, cursor, rows);
     Stats stats;
     Scales& scales = stats.scales;
     double total[3], log_sum[3];
@@ -277,7 +277,7 @@ void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
 template <class T>
 void backward_typed(const FusionKl& args, int64_t begin, int64_t end) {
   const auto differentiate = [&](const Cursor& cursor, int64_t index, int64_t rows, const Gradients<T, 3>& out) {
-    Row<T, 3> row(args, cursor, rows);
+    Row<T, 3, true> row(args, cursor, rows);
     Stats stats;
     std::memcpy(&stats, args.stats + index * FusionKl::kStats, sizeof stats);
     const Scales scales = stats.scales;

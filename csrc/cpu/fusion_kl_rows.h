@@ -56,8 +56,8 @@ __attribute__((noinline)) void gather(const T* from, int64_t stride, int64_t n, 
     for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
 }
 
-// One row, or several that are taken as one.
-template <class T, int kInputs>
+// One row, or several that are taken as one. Memory is asked for ahead unless so little is computed that loads follow each other closely.
+template <class T, int kInputs, bool kAsk>
 class Row {
  public:
   EMC_INLINE Row(const FusionKl& args, const Cursor& cursor, int64_t rows) : args_(args), cursor_(cursor), width_(rows * args.walk.width) {
@@ -82,7 +82,8 @@ class Row {
   }
   // W elements, or the `left` that are left and zeros.
   EMC_INLINE void read(int64_t i, int64_t left, F (&x)[kInputs]) const {
-    for (int k = 0; k < kInputs; ++k) prefetch(at_[k] + i);
+    if constexpr (kAsk)
+      for (int k = 0; k < kInputs; ++k) prefetch(at_[k] + i);
     if (__builtin_expect(left >= W, 1)) {
       for (int k = 0; k < kInputs; ++k) x[k] = load(at_[k] + i);
     } else {

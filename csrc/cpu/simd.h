@@ -306,7 +306,7 @@ EMC_INLINE void store_n(BFloat16* p, F v, int64_t n) { store_bits_n(p, float_to_
 // Asks for the cache lines that a vector of elements from p + kAhead on lies in. Kernels that compute much per element outrun the window in
 // which a processor finds its next loads by itself, and its own prefetchers do not make up for that: without this, noise made beside memory
 // that is read cost twice. Nothing happens where there is no such memory.
-constexpr int64_t kAhead = 1024;
+constexpr int64_t kAhead = 512;
 template <class T>
 EMC_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p + kAhead);
