@@ -58,13 +58,11 @@ class Products {
     parallel_with_workspace(pack_tasks, grain * 4, 1, [&](int64_t begin, int64_t end, float* memory) {
       each(pack_ends, begin, end, [&](size_t i, int64_t from, int64_t to) { kernels.pack(all_[i], from, to, memory); });
     });
-    parallel_with_workspace(row_tasks, grain, workspace + after_floats, [&](int64_t begin, int64_t end, float* memory) {
-      each(row_ends, begin, end, [&](size_t i, int64_t from, int64_t to) {
+    parallel_tasks(row_tasks, grain, workspace + after_floats, [&](int64_t task, float* memory) {
+      each(row_ends, task, task + 1, [&](size_t i, int64_t from, int64_t to) {
         const int64_t height = product_task_rows(all_[i]);
-        for (int64_t task = from; task < to; ++task) {
-          kernels.run(all_[i], task, task + 1, memory);
-          after(i, task * height, std::min((task + 1) * height, all_[i].rows), memory + workspace);
-        }
+        kernels.run(all_[i], from, to, memory);
+        after(i, from * height, std::min(to * height, all_[i].rows), memory + workspace);
       });
     });
   }
@@ -289,20 +287,23 @@ struct ProjectionGradients {
   // null; it may be grad_asked.
   void finish(const Matrix& asked, const Matrix& told, const float* beside, float* grad_asked, float* grad_told) {
     const int64_t rows = block_.rows(), context_rows = block_.context_rows(), width = block_.width;
-    Products first, second, third;  // each adds to what the one before it has made
+    // Each adds to what the one before it has made. The weights' are the longest and come first.
+    Products first, second, third;
     const bool shared = grad_asked == grad_told;
-    first.add(block_.project_back(of_q_, rows, block_.w_q, beside, grad_asked));
-    (shared ? second : first).add(block_.project_back(of_k_, context_rows, block_.w_k, shared ? grad_told : nullptr, grad_told));
-    (shared ? third : second).add(block_.project_back(of_v_, context_rows, block_.w_v, grad_told, grad_told));
     first.add(block_.of_weights(of_q_, asked, rows, w_q.data_as<float>()));
     first.add(block_.of_weights(of_k_, told, context_rows, w_k.data_as<float>()));
     first.add(block_.of_weights(of_v_, told, context_rows, w_v.data_as<float>()));
     first.add(block_.of_weights(grad_update_, dense(saved_.attended, width), rows, w_o.data_as<float>()));
+    first.add(block_.project_back(of_q_, rows, block_.w_q, beside, grad_asked));
+    (shared ? second : first).add(block_.project_back(of_k_, context_rows, block_.w_k, shared ? grad_told : nullptr, grad_told));
+    (shared ? third : second).add(block_.project_back(of_v_, context_rows, block_.w_v, grad_told, grad_told));
     for (Products* products : {&first, &second, &third}) products->run();
     const auto& kernels = EMC_KERNELS_BF16(matrix_product_kernels);
-    kernels.sum_rows(of_q_, rows, width, b_q.data_as<float>());
-    kernels.sum_rows(of_k_, context_rows, width, b_k.data_as<float>());
-    kernels.sum_rows(of_v_, context_rows, width, b_v.data_as<float>());
+    const float* const from[3] = {of_q_, of_k_, of_v_};
+    Tensor* const to[3] = {&b_q, &b_k, &b_v};
+    parallel_for(3, 65536 / (rows * width + 1) + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) kernels.sum_rows(from[i], i == 0 ? rows : context_rows, width, to[i]->data_as<float>());
+    });
   }
 
  private:

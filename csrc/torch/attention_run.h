@@ -55,10 +55,8 @@ inline int64_t attention_grain(const AttentionArgs& a) {
 // All tasks of a pass; each thread has its own workspace.
 template <class Kernels>
 void run_attention_tasks(const Kernels& kernels, const AttentionArgs& a) {
-  parallel_with_workspace(a.batch * a.heads * attention_chunks(a), attention_grain(a), kernels.workspace(a),
-                          [&](int64_t begin, int64_t end, float* workspace) {
-                            for (int64_t task = begin; task < end; ++task) kernels.run(a, task, workspace);
-                          });
+  parallel_tasks(a.batch * a.heads * attention_chunks(a), attention_grain(a), kernels.workspace(a),
+                 [&](int64_t task, float* workspace) { kernels.run(a, task, workspace); });
 }
 
 inline void run_attention(const AttentionArgs& a) { run_attention_tasks(EMC_KERNELS_BF16(attention_forward_kernels), a); }

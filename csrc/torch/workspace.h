@@ -90,4 +90,14 @@ void parallel_with_workspace(int64_t count, int64_t grain, int64_t floats, const
                              " bytes");
 }
 
+// Body(int64_t task, float* workspace) for tasks that each are worth a thread. A thread takes the next one when it has done one, so that
+// they may be of unequal length; the longest should come first.
+template <class Body>
+void parallel_tasks(int64_t count, int64_t grain, int64_t floats, const Body& body) {
+  std::atomic<int64_t> next{0};
+  parallel_with_workspace(count, grain, floats, [&](int64_t, int64_t, float* workspace) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(task, workspace);
+  });
+}
+
 }  // namespace emc
