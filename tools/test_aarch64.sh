@@ -28,13 +28,7 @@ if [ ! -e "$scratch/complete" ]; then
   touch "$scratch/complete"
 fi
 
-# Beside the sources, not in them: a library of this machine's own may be there.
-mkdir -p "$scratch/tree"
-for part in csrc emc_fast kernels tests bench pyproject.toml; do
-  rm -rf "${scratch:?}/tree/$part" && cp -r "$root/$part" "$scratch/tree/"
-done
-rm -f "$scratch"/tree/emc_fast/*.so
-digest=$(cd "$root" && python3 -c 'import runpy; print(runpy.run_path("emc_fast/_sources.py")["digest"]())')
+. "$root/tools/copy_tree.sh"
 cmake -S "$root" -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DEMC_NVCC= "-DEMC_SOURCES=$digest" "-DEMC_STAGING=$scratch/tree/emc_fast" >/dev/null
 cmake --build "$scratch/build"

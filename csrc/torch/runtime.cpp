@@ -22,7 +22,9 @@ namespace {
 #if defined(__x86_64__)
 // Matrix tiles have a state of 8 KiB, which Linux gives to a process that asks; the question is asked once.
 bool has_tiles() {
-#ifdef EMC_HAVE_AMX
+#if defined(EMC_EMULATED_TILES)
+  return true;
+#elif defined(EMC_HAVE_AMX)
   static const bool granted = [] {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bit_AMX_TILE) == 0 || (d & bit_AMX_BF16) == 0) return false;

@@ -145,8 +145,8 @@ struct RegisterProducts {
   template <int J>
   static EMC_INLINE void scores(const uint32_t* keys, const uint32_t* queries) {
     if constexpr (J == 0) {
-      _tile_zero(4);
-      _tile_zero(5);
+      zero_tile<4>();
+      zero_tile<5>();
     }
     score<2 * J>(keys, queries), score<2 * J + 1>(keys, queries);
   }
@@ -158,13 +158,13 @@ struct RegisterProducts {
     if constexpr (N < Pieces::kCount) {
       constexpr int64_t piece_a = Pieces::kA[N] * kTileWords, piece_b = Pieces::kB[N] * kTileWords;
       load_tile<6>(values + piece_a), load_tile<7>(probabilities + piece_b);
-      _tile_dpbf16ps(0, 6, 7);
+      multiply_tile<0, 6, 7>();
       load_tile<7>(probabilities + C::kMadeSet + piece_b);
-      _tile_dpbf16ps(1, 6, 7);
+      multiply_tile<1, 6, 7>();
       load_tile<6>(values + C::kInputSet + piece_a);
-      _tile_dpbf16ps(3, 6, 7);
+      multiply_tile<3, 6, 7>();
       load_tile<7>(probabilities + piece_b);
-      _tile_dpbf16ps(2, 6, 7);
+      multiply_tile<2, 6, 7>();
     }
   }
 
@@ -173,9 +173,9 @@ struct RegisterProducts {
   static EMC_INLINE void score(const uint32_t* keys, const uint32_t* queries) {
     if constexpr (N < Pieces::kCount) {
       load_tile<6>(keys + Pieces::kA[N] * kTileWords), load_tile<7>(queries + Pieces::kB[N] * kTileWords);
-      _tile_dpbf16ps(4, 6, 7);
+      multiply_tile<4, 6, 7>();
       load_tile<7>(queries + C::kMadeSet + Pieces::kB[N] * kTileWords);
-      _tile_dpbf16ps(5, 6, 7);
+      multiply_tile<5, 6, 7>();
     }
   }
 };

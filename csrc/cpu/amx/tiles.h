@@ -27,6 +27,9 @@ constexpr int64_t kTileSet = P * kTileWords;  // of an operand of P pieces
 // Pieces that a float32 is cut into.
 constexpr int pieces_of(Precision precision) { return precision == Precision::kHighest ? 3 : precision == Precision::kHigh ? 2 : 1; }
 
+// --- the tile unit: registers of 16 rows of 64 bytes, loads, stores and products ---
+#ifndef EMC_EMULATED_TILES
+
 // The tile registers of this thread: all of them 16 rows of 64 bytes. Released at the end: other users set up their own, and a released
 // state is cheap to switch away from.
 class TileRegisters {
@@ -43,6 +46,79 @@ class TileRegisters {
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
+
+// By name: the compiler's own intrinsics do not say that a load reads memory, and packed operands then look like dead stores.
+template <int N>
+EMC_INLINE void load_tile(const uint32_t* p) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(N) : "memory");
+}
+template <int N>
+EMC_INLINE void store_tile(float* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride * 4), "i"(N) : "memory");
+}
+template <int N>
+EMC_INLINE void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(N));
+}
+// Register C += A B.
+template <int C, int A, int B>
+EMC_INLINE void multiply_tile() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+#else  // for tests on processors without such a unit; it also wants to be told when it begins and ends
+
+thread_local uint32_t tile_registers[8][kTile][kTile];
+thread_local bool tiles_are_set_up = false;
+
+class TileRegisters {
+ public:
+  TileRegisters() { set_up(true); }
+  ~TileRegisters() { set_up(false); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+
+ private:
+  static void set_up(bool now) {
+    if (tiles_are_set_up == now) __builtin_trap();
+    tiles_are_set_up = now;
+    std::memset(tile_registers, 0xff, sizeof tile_registers);  // NaN: what was not loaded shows
+  }
+};
+inline uint32_t (&tile(int n)) [kTile][kTile] {
+  if (!tiles_are_set_up) __builtin_trap();
+  return tile_registers[n];
+} template <int N>
+                               inline void load_tile(const uint32_t* p) {
+  std::memcpy(tile(N), p, sizeof tile_registers[N]);
+}
+template <int N>
+inline void store_tile(float* p, int64_t stride) {
+  for (int i = 0; i < kTile; ++i) std::memcpy(p + i * stride, tile(N)[i], sizeof tile_registers[N][i]);
+}
+template <int N>
+inline void zero_tile() {
+  std::memset(tile(N), 0, sizeof tile_registers[N]);
+}
+// As the manual has it: the first and the second of all pairs are added up apart, each sum rounded, and what they come to is added to C.
+template <int C, int A, int B>
+inline void multiply_tile() {
+  for (int i = 0; i < kTile; ++i) {
+    F first = {}, second = {}, sum;
+    for (int k = 0; k < kTile; ++k) {
+      U b;
+      std::memcpy(&b, tile(B)[k], sizeof b);
+      const U a = splat(tile(A)[i][k]);
+      first = fma((F)(a << 16), (F)(b << 16), first);
+      second = fma((F)(a & 0xffff0000u), (F)(b & 0xffff0000u), second);
+    }
+    std::memcpy(&sum, tile(C)[i], sizeof sum);
+    sum += first + second;
+    std::memcpy(tile(C)[i], &sum, sizeof sum);
+  }
+}
+
+#endif
 
 // Pairs of bfloat16 in the words of a vector, from the upper halves of two vectors.
 EMC_INLINE U upper_halves(U first, U second) { return (U)_mm512_mask_mov_epi16((__m512i)(first >> 16), 0xaaaaaaaau, (__m512i)second); }
@@ -81,16 +157,6 @@ EMC_INLINE void store_pieces(uint32_t* set, int64_t row, F first, F second) {
   store_pieces<P>(set, row, split<P>(first), split<P>(second));
 }
 
-// The compiler's own intrinsics do not say that a tile load reads memory, and packed operands then look like dead stores.
-template <int N>
-EMC_INLINE void load_tile(const uint32_t* p) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(N) : "memory");
-}
-template <int N>
-EMC_INLINE void store_tile(float* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride * 4), "i"(N) : "memory");
-}
-
 // The pieces that are multiplied of operands of A and of B pieces, smallest first: of three lh, mh, mm, hm, hl, hh.
 template <int A, int B>
 struct Products;
@@ -123,10 +189,10 @@ EMC_INLINE void multiply_tiles(const uint32_t* a0, const uint32_t* a1, const uin
     constexpr int64_t piece_a = P::kA[N] * kTileWords, piece_b = P::kB[N] * kTileWords;
     if constexpr (Fresh || P::kA[N] != P::kA[before]) load_tile<4>(a0 + piece_a), load_tile<5>(a1 + piece_a);
     if constexpr (Fresh || P::kB[N] != P::kB[before]) load_tile<6>(b0 + piece_b), load_tile<7>(b1 + piece_b);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    multiply_tile<0, 4, 6>();
+    multiply_tile<1, 4, 7>();
+    multiply_tile<2, 5, 6>();
+    multiply_tile<3, 5, 7>();
   }
 }
 template <int A, int B>
@@ -177,10 +243,10 @@ inline void pack_outer(const float* rows, int64_t stride, int64_t outer, uint32_
 }
 
 EMC_INLINE void zero_tiles() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_tile<0>();
+  zero_tile<1>();
+  zero_tile<2>();
+  zero_tile<3>();
 }
 // Rows of 16 of the 2 x 2 blocks, `stride` floats apart: block (i, k) at out + i * 16 * stride + k * 16.
 EMC_INLINE void store_tiles(float* out, int64_t stride) {
