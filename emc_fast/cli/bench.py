@@ -157,7 +157,8 @@ def report(
         drawn = {one.slug: save_plots(one, plots or root / "docs" / "img") for one in runs}
         performance, readme = root / "docs" / "performance.md", root / "README.md"
         text = page(runs, lambda one: [(title, _link(file, performance)) for title, file in drawn[one.slug]])
-        for file, content in ((performance, text), (readme, summary(runs, "docs/performance.md"))):
+        short = summary(runs, "docs/performance.md", lambda one: [(title, _link(file, readme)) for title, file in drawn[one.slug][:1]])
+        for file, content in ((performance, text), (readme, short)):
             console.print(f"{file}: {'written' if insert(file, content) else 'is up to date'}", soft_wrap=True)
         for files in drawn.values():
             for _, file in files:

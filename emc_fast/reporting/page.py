@@ -14,6 +14,8 @@ from .races import OURS, Race, Run, Scaling, scalings
 if TYPE_CHECKING:
     from .profile import Profile
 
+Images = Callable[[Run], Sequence[tuple[str, str]]]
+
 BEGIN, END = "<!-- bench: begin, written by `emc-fast bench report --update` -->", "<!-- bench: end -->"
 
 PROFILE_MARKERS = "<!-- profile: begin, written by `emc-fast bench profile --update` -->", "<!-- profile: end -->"
@@ -94,7 +96,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
-def page(runs: Sequence[Run], images: Callable[[Run], Sequence[tuple[str, str]]] = lambda run: ()) -> str:
+def page(runs: Sequence[Run], images: Images = lambda run: ()) -> str:
     """What `summary` says, the plots, and every race in a table per operator (folded up), machine by machine.
 
     Args:
@@ -165,17 +167,19 @@ def _cell(race: Race, rival: str) -> str:
     return f"**{text}**" if rival == race.best_rival else text
 
 
-def summary(runs: Sequence[Run], link: str) -> str:
+def summary(runs: Sequence[Run], link: str, images: Images = lambda run: ()) -> str:
     """One line per operator, direction and threads: the ratio to the best rival over all sizes, machine by machine.
 
     Args:
         runs: one per machine.
         link: where the whole page is.
+        images: title and link of each plot of a run that belongs beneath its lines.
     """
     lines = []
     for run in runs:
         torch = run.machine.get("versions", {}).get("torch", "?")
         lines += [f"How many times faster than the best rival ({run.title}, torch {torch}):", "", *_summary(run), ""]
+        lines += [f"![{title}]({place})\n" for title, place in images(run)]
     return "\n".join([*lines, f"All sizes, rivals, rates and memory: [{link}]({link})."]) + "\n"
 
 

@@ -41,8 +41,8 @@ def test_page(tmp_path: Path) -> None:
 
 def test_summary_takes_the_geometric_mean(tmp_path: Path) -> None:
     races = [race(size=str(n), seconds={OURS: 1.0, "eager": n}) for n in (1.0, 4.0)]
-    text = summary([read_run(write(tmp_path / "run.json", *races))], "docs/performance.md")
-    assert "| op | forward | 1 | 2 | **2.00x** | 1.00x to 4.00x | eager |" in text
+    text = summary([read_run(write(tmp_path / "run.json", *races))], "docs/performance.md", lambda run: [(run.slug, "plot.png")])
+    assert "| op | forward | 1 | 2 | **2.00x** | 1.00x to 4.00x | eager |\n\n![test-processor-2-cores](plot.png)\n\nAll sizes" in text
 
 
 def test_insert_keeps_everything_else(tmp_path: Path) -> None:
