@@ -104,6 +104,8 @@ def save_figure(path: Path, figure: Figure) -> None:
     try:
         figure.savefig(aside, dpi=120)
         os.replace(aside, path)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 

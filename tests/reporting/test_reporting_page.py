@@ -175,3 +175,17 @@ def test_a_run_without_series_has_no_growth(tmp_path: Path) -> None:
     run = read_run(write(tmp_path / "run.json", race()))
     assert plot_growth(run) is None
     assert [path.name for _, path in save_plots(run, tmp_path)] == ["bench-test-processor-2-cores-ratios.png"]
+
+
+def test_a_full_disk_names_the_plot_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure_module = pytest.importorskip("matplotlib.figure")
+    from emc_fast.metrics.plots import save_figure
+
+    def full(self: object, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure_module.Figure, "savefig", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*plot\.png'"):
+        save_figure(tmp_path / "plot.png", figure_module.Figure())
+    assert not list(tmp_path.iterdir())
