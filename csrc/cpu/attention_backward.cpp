@@ -83,18 +83,8 @@ struct Queries {
     alignas(64) float copies[kCount][kAttentionMaxWidth];
     pack_columns<Terms, V>(queries, copies, a.width, a.scale, query_columns);
     pack_columns<Terms, V>(grads, copies, a.width, 1.f, grad_columns);
-    pair_lanes(query_rows, padded_width), pair_lanes(grad_rows, padded_width);
+    pair_rows<Terms>(query_rows, kCount, padded_width), pair_rows<Terms>(grad_rows, kCount, padded_width);
     for (int v = 0; v < V; ++v) largest[v] = load(top + v * W), total[v] = load(totals + v * W);
-  }
-
- private:
-  static void pair_lanes(float* rows, int64_t padded_width) {
-    if constexpr (Terms::kTerms == 2)
-      for (int i = 0; i < kCount / 2; ++i) {
-        const float* from = rows + 2 * i * padded_width;
-        for (int64_t d = 0; d < padded_width; d += W)
-          store(rows + i * padded_width + d, Terms::of(load(from + d), load(from + padded_width + d)));
-      }
   }
 };
 
@@ -227,7 +217,7 @@ void differentiate(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int
       multiply_all_lanes<Terms, V>(packed.grads + place, q.query_rows, padded_width, packed.key_sums + key);
     }
     float* grads = packed.grads + block * kRows * kCount;
-    pair_keys<Terms, V>(grads, (last - block) * kRows, grads);
+    pair_rows<Terms>(grads, (last - block) * kRows, kCount);
     multiply_all_keys<Terms, V>(packed.key_panels + block * width * (kRows / Terms::kTerms), last - block, width, grads, one, sums);
   }
 

@@ -101,7 +101,7 @@ void attend(const AttentionArgs& a, int64_t b, int64_t h, int64_t t0, int64_t va
       dropout.fill(packed.positions + panel * kRows, count, factors);
       for (int64_t i = 0; i < count * kCount; i += W) store(scores + i, load(scores + i) * load(factors + i));
     }
-    pair_keys<Terms, V>(scores, count, scores);
+    pair_rows<Terms>(scores, count, kCount);
     multiply_all_keys<Terms, V>(packed.value_panels + panel * width * (kRows / Terms::kTerms), panels, width, scores, decay, sums);
   }
 

@@ -328,13 +328,14 @@ EMC_INLINE void scale_pairs(float scale, F (&tile)[kRows][V]) {
       for (int v = 0; v < V; ++v) tile[r][v] *= scale;
 }
 
-// Columns [key][lane] of neighbouring keys become pairs, as multiply_keys takes them; may be done in place.
-template <class Terms, int V>
-inline void pair_keys(const float* columns, int64_t keys, float* to) {
-  if constexpr (Terms::kTerms == 2)
-    for (int64_t i = 0; i < keys / 2; ++i, columns += 2 * V * W, to += V * W)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(to + v * W, Terms::of(load(columns + v * W), load(columns + (V + v) * W)));
+// Neighbours of an even number of rows become pairs, in place: what is multiplied over the rows then. `width` is a whole number of vectors.
+template <class Terms>
+EMC_INLINE void pair_rows(float* rows, int64_t count, int64_t width) {
+  if constexpr (Terms::kTerms == 2) {
+    float* to = rows;
+    for (int64_t i = 0; i < count / 2; ++i, rows += 2 * width, to += width)
+      for (int64_t d = 0; d < width; d += W) store(to + d, Terms::of(load(rows + d), load(rows + width + d)));
+  }
 }
 
 // sum[i][v] = sum[i][v] * decay[v] + sum over keys of panels[.][i][key] * columns[key][v], for R neighbouring elements of the width.

@@ -80,6 +80,8 @@ struct Kept {
   static constexpr int64_t kClasses = 2048;
   float value[3][kClasses];
   float base[3][kClasses / kPiece];  // each piece's: value = e^(logit - base)
+
+  EMC_INLINE static bool holds(int64_t first, int64_t n) { return first + n <= kClasses; }
 };
 
 // The largest logits of a row's three distributions, with the origins of the slopes, and the sums of e^(logit - largest); these are
@@ -110,7 +112,7 @@ EMC_INLINE void normalise(Row<T, 3, true>& row, float (&top)[3], double (&total)
       }
       base[k] = top[k] == -kInf ? 0.0f : top[k];  // every class excluded so far: each adds 0, and a NaN is still found
     }
-    const bool keep = first + n <= Kept::kClasses;
+    const bool keep = Kept::holds(first, n);
     if (keep)
       for (int k = 0; k < 3; ++k) kept.base[k][first / kPiece] = base[k];
     F lanes[3] = {};
@@ -216,15 +218,16 @@ void forward_typed(const FusionKl& args, int64_t begin, int64_t end) {
         moments[0] += p[0] * real, moments[1] += p[1] * face;
       };
       Reaches reach;
+      const bool is_kept = Kept::holds(first, n);
       float scale[3] = {};
-      if (first + n <= Kept::kClasses)
+      if (is_kept)
         for (int k = 0; k < 3; ++k)
           scale[k] = static_cast<float>(scales.scale[k] * __builtin_exp(static_cast<double>(kept.base[k][first / kPiece]) - scales.top[k]));
       for (int64_t i = 0; i < n; i += W) {
         row.read(i, n - i, x);
         for (int k = 0; k < 3; ++k) x[k] = padded(x[k], n - i, scales.top[k]);
         const NearRatios ratios(x, shift[0], shift[2], scales, reach);
-        if (first + n <= Kept::kClasses) {
+        if (is_kept) {
           for (int k = 0; k < 3; ++k) p[k] = load_some(kept.value[k] + first + i, 1, n - i) * scale[k];
         } else {
           scales.near_probabilities(x, p);

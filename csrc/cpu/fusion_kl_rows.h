@@ -243,13 +243,12 @@ EMC_INLINE void exponentials(const F (&x)[kCount], Exponential (&e)[kCount]) {
   for (int k = 0; k < kCount; ++k) {
     e[k].r = (x[k] - e[k].integer * 0.693359375f) + e[k].integer * 2.12194440e-4f;  // ln 2 in two parts; n times the first is exact
     e[k].bounded = kNear ? e[k].r : at_least(e[k].r, -1.0f);
-    p[k] = splat(1.985780254e-4f);  // minimax of (e^r - 1 - r) / r^2, relative error 3e-9
+    p[k] = splat(kCurvature[0]);
   }
-  const auto step = [&](float coefficient) __attribute__((always_inline)) {
+#pragma GCC unroll 5
+  for (int i = 1; i < kCurvatureTerms; ++i)
 #pragma GCC unroll 4
-    for (int k = 0; k < kCount; ++k) p[k] = p[k] * e[k].bounded + coefficient;
-  };
-  step(1.393360668e-3f), step(8.333360776e-3f), step(4.166646674e-2f), step(1.666666716e-1f), step(0.5f);
+    for (int k = 0; k < kCount; ++k) p[k] = p[k] * e[k].bounded + kCurvature[i];
 #pragma GCC unroll 4
   for (int k = 0; k < kCount; ++k) e[k].curvature = p[k] * (e[k].bounded * e[k].bounded);
 }

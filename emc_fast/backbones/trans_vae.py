@@ -155,7 +155,7 @@ class TransVAE(Backbone):
         seed: Tensor | None,
     ) -> Reaction:
         """Positions through both decoder layers and the heads; see `Backbone.decode`."""
-        queries = self.positions(segment.frames).to(memory.dtype).expand(1, -1, -1)
+        queries = self.positions(segment.frames).to(memory.dtype)[None]
         if self.training:  # dropout tells rows apart; without it one stands for all
             queries = self.position_dropout(queries.expand(memory.shape[0], -1, -1), seed=seed)
         token = memory.shape[1] == 1

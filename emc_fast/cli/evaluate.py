@@ -260,8 +260,8 @@ def _table(report: dict[str, Any], level: float) -> Table:
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     from json import dumps
 
+    from .._files import write_text
     from .._version import __version__
-    from ..data.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dumps({"emc_fast": __version__, **content}, indent=1) + "\n")

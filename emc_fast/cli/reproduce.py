@@ -147,7 +147,7 @@ def _table(measured: Sequence[Measured]) -> Table:
 def _write(out: Path, report: str, measured: Sequence[Measured]) -> list[Path]:
     from dataclasses import asdict
 
-    from ..data.files import write_text
+    from .._files import write_text
     from ..reproduce import PAPER, directions
     from ..training.checkpoint import write_json
 

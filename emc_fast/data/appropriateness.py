@@ -101,7 +101,7 @@ def appropriateness_of_split(root: str | Path, split: str, *, write: bool = True
     index = np.array(picked + [i + len(rows) for i in picked])
     part = np.ascontiguousarray(matrix[np.ix_(index, index)])
     if write:
-        from .files import write_array
+        from .._files import write_array
 
         write_array(root / MATRIX_NAMES[0].format(split=split), part)
     return part == 1

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from .._files import write_text
 from ..errors import DataError
 from .corpus import RoleClip
-from .files import write_text
 from .jobs import extract_all, refuse_in_unguarded_script
 from .streams import SOURCES, FeatureOptions, Streams
 

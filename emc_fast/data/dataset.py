@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from .._files import write_array
 from ..errors import DataError
 from .appropriateness import MatrixAbsentError
 from .cache import FeatureCache, signature_of, split_cache_dir
 from .corpus import Corpus, RoleClip
-from .files import write_array
 from .frames import CROP, list_frames, load_frame
 from .names import COEFFICIENT_DIM
 from .prosody import speech_emotion as prosodic_emotion

@@ -5,7 +5,6 @@ Needs matplotlib (``pip install 'emc_fast[viz]'``); nothing is shown on a screen
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._files import whole_file
 from ..errors import EmcError
 from ._inputs import Protocol
 from .frcorr import channel_concordance
@@ -99,15 +99,9 @@ def plot_channels(concordances: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure aside as PNG, then rename it into place."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        figure.savefig(aside, dpi=120)
-        os.replace(aside, path)
-    except OSError as error:  # that of a full disk names no file
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write a figure as PNG, whole or not at all."""
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def save_plots(folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]) -> list[Path]:

@@ -179,7 +179,8 @@ def summary(runs: Sequence[Run], link: str, images: Images = lambda run: ()) -> 
     for run in runs:
         torch = run.machine.get("versions", {}).get("torch", "?")
         lines += [f"How many times faster than the best rival ({run.title}, torch {torch}):", "", *_summary(run), ""]
-        lines += [f"![{title}]({place})\n" for title, place in images(run)]
+        for title, place in images(run):
+            lines += [f"![{title}]({place})", ""]
     return "\n".join([*lines, f"All sizes, rivals, rates and memory: [{link}]({link})."]) + "\n"
 
 
@@ -251,7 +252,7 @@ def insert(path: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> bo
         DataError: the file does not have each marker once, in order.
         OSError: it cannot be read or written.
     """
-    from ..data.files import write_text
+    from .._files import write_text
 
     begin, end = markers
     content = path.read_text(encoding="utf-8")

@@ -199,7 +199,7 @@ def write_compact(sources: Sequence[Path], target: Path) -> None:
 
     The first one says what machine and when; of what the machine can do, the best of all counts.
     """
-    from ..data.files import write_text
+    from .._files import write_text
 
     first, *others = (json.loads(source.read_text(encoding="utf-8")) for source in sources)
     lines = [json.dumps(item, ensure_ascii=False) for content in (first, *others) for item in content["benchmarks"]]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._files import write_text
 from ..errors import DataError
 from .pack import COEFFICIENT_DIM, EMOTION_DIM, missing_runs, pack_audio, pack_stream
 from .source import Clip
@@ -133,12 +134,7 @@ def _write_whole(path: Path, text: str) -> Path:
         raise DataError(f"path: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise DataError(f"path: {path} is a folder; give a file name such as {path / 'reaction.html'}")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, text)
     return path
 
 

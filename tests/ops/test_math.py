@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_emulator import build
 
 from .parity import needs_for_isa
 
@@ -45,7 +44,7 @@ extern "C" int t_width() { return W; }
 @pytest.fixture(scope="module", params=FLAGS)
 def lib(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The headers compiled for one instruction set."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    compiler = build.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     isa: str = request.param

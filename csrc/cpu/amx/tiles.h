@@ -68,7 +68,10 @@ EMC_INLINE void multiply_tile() {
 
 #else  // for tests on processors without such a unit; it also wants to be told when it begins and ends
 
-thread_local uint32_t tile_registers[8][kTile][kTile];
+struct Tile {
+  U row[kTile];
+};
+thread_local Tile tile_registers[8];
 thread_local bool tiles_are_set_up = false;
 
 class TileRegisters {
@@ -85,36 +88,33 @@ class TileRegisters {
     std::memset(tile_registers, 0xff, sizeof tile_registers);  // NaN: what was not loaded shows
   }
 };
-inline uint32_t (&tile(int n)) [kTile][kTile] {
+inline Tile& tile(int n) {
   if (!tiles_are_set_up) __builtin_trap();
   return tile_registers[n];
-} template <int N>
-                               inline void load_tile(const uint32_t* p) {
-  std::memcpy(tile(N), p, sizeof tile_registers[N]);
+}
+template <int N>
+inline void load_tile(const uint32_t* p) {
+  std::memcpy(&tile(N), p, sizeof(Tile));
 }
 template <int N>
 inline void store_tile(float* p, int64_t stride) {
-  for (int i = 0; i < kTile; ++i) std::memcpy(p + i * stride, tile(N)[i], sizeof tile_registers[N][i]);
+  for (int i = 0; i < kTile; ++i) store(p + i * stride, (F)tile(N).row[i]);
 }
 template <int N>
 inline void zero_tile() {
-  std::memset(tile(N), 0, sizeof tile_registers[N]);
+  tile(N) = Tile{};
 }
 // As the manual has it: the first and the second of all pairs are added up apart, each sum rounded, and what they come to is added to C.
 template <int C, int A, int B>
 inline void multiply_tile() {
   for (int i = 0; i < kTile; ++i) {
-    F first = {}, second = {}, sum;
+    F first = {}, second = {};
     for (int k = 0; k < kTile; ++k) {
-      U b;
-      std::memcpy(&b, tile(B)[k], sizeof b);
-      const U a = splat(tile(A)[i][k]);
+      const U a = splat(tile(A).row[i][k]), b = tile(B).row[k];
       first = fma((F)(a << 16), (F)(b << 16), first);
       second = fma((F)(a & 0xffff0000u), (F)(b & 0xffff0000u), second);
     }
-    std::memcpy(&sum, tile(C)[i], sizeof sum);
-    sum += first + second;
-    std::memcpy(tile(C)[i], &sum, sizeof sum);
+    tile(C).row[i] = (U)((F)tile(C).row[i] + (first + second));
   }
 }
 
