@@ -48,8 +48,10 @@ def _cpuinfo(name: str) -> str:
 
 
 def processor() -> str:
-    """The model of the processor as it calls itself."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """The model of the processor as it calls itself; its family too where that is a brand alone, as in some virtual machines."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family = _cpuinfo("cpu family")
+    return f"{name} (family {family})" if family and re.fullmatch(r"AMD \w+", name) else name
 
 
 def topology() -> dict[str, Any]:

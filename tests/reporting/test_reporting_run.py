@@ -61,6 +61,10 @@ def test_threads_of_a_core_are_counted(tmp_path: Path, monkeypatch, text: str, c
     (tmp_path / "cpuinfo").write_text("model name\t: A Processor\nflags\t\t: fpu hypervisor\n")
     assert machine.topology() == {"threads_per_core": count, "virtual": True}
     assert machine.processor() == "A Processor"
+    (tmp_path / "cpuinfo").write_text("cpu family\t: 26\nmodel name\t: AMD EPYC\n")
+    assert machine.processor() == "AMD EPYC (family 26)"
+    (tmp_path / "cpuinfo").write_text("cpu family\t: 25\nmodel name\t: AMD EPYC 9634 84-Core Processor\n")
+    assert machine.processor() == "AMD EPYC 9634 84-Core Processor"
 
 
 def test_profile_names_our_operators() -> None:
