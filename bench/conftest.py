@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from emc_fast.reporting import Race
-from emc_fast.reporting.machine import this_machine
+from emc_fast.reporting.machine import this_gpu, this_machine
 from emc_fast.reporting.races import rounded
 
-from .limits import machine_limits
+from .limits import device_limits, machine_limits
 from .race import Case, Settings, run_race, table
 
 RACES = pytest.StashKey[list[Race]]()
+ON_A_GPU = pytest.StashKey[bool]()
 
 
 OVER = {
@@ -49,7 +50,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RACES] = []
+    config.stash[ON_A_GPU] = False
     config.option.benchmark_quiet = True  # its table holds rounds, not calls, and no rivals; the one below replaces it
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Races of a GPU run only where they are asked for (`-m gpu`)."""
+    if "gpu" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A file of races is of one machine."""
+    kinds = {item.get_closest_marker("gpu") is not None for item in session.items}
+    if len(kinds) > 1:
+        raise pytest.UsageError("races of the CPU and of a GPU go into files of their own: `-m gpu` for those of the GPU alone, or no -m")
+    session.config.stash[ON_A_GPU] = kinds == {True}
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -104,6 +123,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """What a ratio depends on, and nothing that tells whose machine it was."""
     machine_info.clear()
     machine_info.update(this_machine())
+    if config.stash[ON_A_GPU] and torch.cuda.is_available():
+        machine_info["gpu"] = this_gpu()
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
@@ -113,8 +134,12 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     """Keep the file small enough to commit (pytest-benchmark's own times are those of a round), and put the machine's limits into it."""
-    threads = {config.getoption("--threads"), *(race.threads for race in config.stash[RACES])}
-    output_json["machine_info"]["limits"] = rounded({name: rate for n in sorted(threads) for name, rate in machine_limits(n).items()})
+    if "gpu" in output_json["machine_info"]:
+        limits = device_limits()
+    else:
+        threads = {config.getoption("--threads"), *(race.threads for race in config.stash[RACES])}
+        limits = {name: rate for n in sorted(threads) for name, rate in machine_limits(n).items()}
+    output_json["machine_info"]["limits"] = rounded(limits)
     output_json["benchmarks"] = [
         {"name": item["name"], "group": item["group"], "extra_info": item["extra_info"]} for item in output_json["benchmarks"]
     ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -18,13 +19,18 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak_bytes(call: Callable[[], Any]) -> int | None:
+def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int | None:
     """Most memory resident during a call, beyond what was resident before; None where the system cannot tell (it is Linux that can).
 
-    The allocator gives back all free pages first, and the system's high-water mark is set to the present: what is then measured is
-    exact to some pages a core, and holds every allocation, torch's or not. The call has to have run before: what a first call leaves for
-    good would count.
+    On a GPU it is what torch's allocator has handed out. On the CPU the allocator gives back all free pages first, and the system's
+    high-water mark is set to the present: what is then measured is exact to some pages a core, and holds every allocation, torch's or not.
+    The call has to have run before: what a first call leaves for good would count.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        given = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - given
     if not CLEAR.exists():
         return None
     gc.collect()

@@ -1,21 +1,28 @@
-"""What `gpu_ops.py` races: every operator that CUDA C++ or Triton serves, at sizes of the field, beside plain PyTorch."""
+"""What is raced on a GPU: every operator that CUDA C++ or Triton serves, at sizes of the field, beside plain PyTorch.
+
+`bench_gpu.py` and `gpu_ops.py` race them, `tune_triton.py` searches tiles by them, `gpu_targets.py` holds the races against the aims.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.bench_attention_block import MATRICES, gather
 from bench.bench_fusion_kl import LOGVARS, MEANS
 from bench.bench_fusion_kl import ours as gaussians
-from bench.rivals import block_on, emotion_on, sdpa
+from bench.race import Case
+from bench.rivals import block_on, eager_attention, emotion_on, sdpa
 from bench.rivals import reparameterize as plain_draw
+from emc_fast.errors import BackendError
 from emc_fast.ops import (
     AttentionBlockWeights,
     attention,
@@ -28,6 +35,7 @@ from emc_fast.ops import (
     reparameterize,
     use_backend,
 )
+from emc_fast.ops._backend import choose
 from emc_fast.ops.reference import dtw as dtw_definition
 from emc_fast.ops.reference.fusion_kl import fusion_kl as plain_gaussians
 from emc_fast.ops.reference.fusion_kl_categorical import fusion_kl_categorical as plain_categorical
@@ -35,32 +43,114 @@ from tests.ops import parity
 
 Inputs = dict[str, Tensor]
 Size = tuple[int, ...]
+Function = Callable[..., Any]
+Amounts = tuple[float, float]
 HALF = (torch.float32, torch.bfloat16)
+ALL = (torch.bfloat16, torch.float16, torch.float32)
 BLOCKS = ("features", "emotion", "both")
 ROWS = ((48000, 128), (1024, 128), (3_100_000, 128))
 
 
 @dataclass(frozen=True)
-class Case:
-    """An operator as a function of named tensors, its plain form, and how its inputs are made for a size.
+class Subject:
+    """An operator as a function of named tensors, its rivals, and how its inputs are made for a size.
 
     ``sizes`` begin with the one that matters most. ``traffic``: how many times the bytes of the first input are read and written by
-    forward, and by forward with backward; None where memory is not what limits. ``latency``: what counts is one call after the other, each
-    a CUDA graph, on all sides. ``check`` replaces the error rule of the tests where that does not fit, and there is no plain form where it
-    would take seconds.
+    forward, and by forward with backward; where memory is not what limits, ``work`` has flops and exponentials of a size. ``check``
+    replaces the error rule of the tests where that does not fit. The other fields are those of `race.Case`.
     """
 
     operator: str
-    function: Callable[..., Any]
-    plain: Callable[..., Any] | None
+    function: Function
+    rivals: Mapping[str, Function]
     inputs: Callable[[Size, torch.dtype, str], Inputs]
     sizes: tuple[Size, ...]
     small: Size
     differentiate: tuple[str, ...] = ()
-    traffic: tuple[float, float] | None = None
+    traffic: Amounts | None = None
+    work: Callable[[Size], tuple[Amounts, Amounts]] | None = None
     dtypes: tuple[torch.dtype, ...] = HALF
-    latency: bool = False
-    check: Callable[[Callable[..., Any], Inputs, str], None] | None = None
+    check: Callable[[Function, Inputs, str], None] | None = None
+    contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(default_factory=dict)
+    compiled: tuple[str, ...] = ()
+    shares: Callable[[Size], Mapping[str, float]] = lambda size: {}
+    alike: bool = True
+    graph: bool = False
+    series: str = ""
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("forward", "forward+backward") if self.differentiate else ("forward",)
+
+    def size_in_words(self, size: Size, dtype: torch.dtype) -> str:
+        of = "" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"
+        return " x ".join(map(str, size)) + of + (", a CUDA graph" if self.graph else "")
+
+    def gate(self, backend: str, dtype: torch.dtype, device: str) -> None:
+        """Raises where a back end of ours is wrong, or fails, on the small size; `BackendError` where it cannot serve."""
+        inputs = self.inputs(self.small, dtype, device)
+        if self.check is not None:
+            self.check(self.function, inputs, backend)
+        else:
+            parity.assert_parity(self.function, inputs, dtype, parity.Target(backend, device), differentiate=self.differentiate)
+
+    def case(self, size: Size, dtype: torch.dtype, device: str) -> Case:
+        """The race, ours being what `auto` takes; another back end of ours that can serve runs beside it, and one that cannot is named."""
+        others, missing = [], {}
+        for backend in ("cuda", "triton") if device == "cuda" else ():
+            if backend == choose(self.operator if self.operator != "emotion_attention" else "attention_block", torch.device(device), dtype):
+                continue
+            try:
+                passed(self, backend, dtype, device)
+            except BackendError as error:
+                missing[backend] = str(error).splitlines()[0]
+            else:
+                others.append(backend)
+        inputs = self.inputs(size, dtype, device)
+        first = next(iter(inputs.values()))
+        moved = first.numel() * first.element_size()
+        flops, exponentials = self.work(size) if self.work else (None, None)
+        return Case(
+            self.operator,
+            self.size_in_words(size, dtype),
+            self.function,
+            inputs,
+            self.rivals,
+            compiled=self.compiled,
+            contexts=self.contexts,
+            differentiate=self.differentiate,
+            bytes_moved=(self.traffic[0] * moved, self.traffic[1] * moved) if self.traffic else None,
+            flops=flops,
+            exponentials=exponentials,
+            gate=lambda: passed(self, "auto", dtype, device),
+            alike=self.alike,
+            shape=dict(zip(("B", "T", "H", "D"), size, strict=False)) if self.series else {},
+            series=self.series,
+            memory=bool(self.series),
+            shares=self.shares(size),
+            missing=missing,
+            optional=tuple(self.rivals),
+            others=tuple(others),
+            graph=self.graph,
+            compile_mode="max-autotune-no-cudagraphs" if self.graph else "default",
+        )
+
+
+_passed: dict[tuple[int, str, torch.dtype, str], Exception | None] = {}
+
+
+def passed(subject: Subject, backend: str, dtype: torch.dtype, device: str) -> None:
+    """The gate, gone through once for all sizes."""
+    key = (id(subject), backend, dtype, device)
+    if key not in _passed:
+        try:
+            subject.gate(backend, dtype, device)
+        except Exception as error:
+            _passed[key] = error
+        else:
+            _passed[key] = None
+    if (found := _passed[key]) is not None:
+        raise found
 
 
 def normals(names: Sequence[str]) -> Callable[[Size, torch.dtype, str], Inputs]:
@@ -103,6 +193,34 @@ def emotion(function: Callable[..., Any], heads: int) -> Callable[..., Any]:
     return call
 
 
+def on_one_core(x: Tensor, y: Tensor, pairs: Tensor) -> Tensor:
+    """Some of the pairs by the CPU's own kernel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return dtw(x.cpu(), y.cpu(), pairs[:ON_ONE_CORE].cpu())
+    finally:
+        torch.set_num_threads(threads)
+
+
+ON_ONE_CORE = 64
+
+
+def attended(size: Size) -> tuple[Amounts, Amounts]:
+    """Flops and exponentials of attention; backward makes the exponentials again."""
+    batch, frames, heads, width = size
+    pairs = float(batch) * heads * frames**2
+    return (4 * pairs * width, 12 * pairs * width), (pairs, 2 * pairs)
+
+
+def attended_block(size: Size, blocks: int = 1) -> tuple[Amounts, Amounts]:
+    """The same of attention blocks with their four projections."""
+    batch, frames, width, heads = size
+    flops, exponentials = attended((batch, frames, heads, width // heads))
+    projections = 8.0 * batch * frames * width**2
+    return (blocks * (flops[0] + projections), blocks * (flops[1] + 3 * projections)), (blocks * exponentials[0], blocks * exponentials[1])
+
+
 def warped(size: Size, dtype: torch.dtype, device: str) -> Inputs:
     count, frames, channels = size
     x, y = (torch.randn((64, frames, channels), device=device).to(dtype) for _ in range(2))
@@ -124,46 +242,87 @@ def same_normals(function: Callable[..., Any], inputs: Inputs, backend: str) -> 
     assert ((found.float() - truth).abs() <= 4 * step).all(), "normals differ from the definition by more than 4 ulp"
 
 
-def by_the_rule(function: Callable[..., Any], inputs: Inputs, backend: str, differentiate: tuple[str, ...] = ()) -> None:
-    """The tests' error rule, values and gradients."""
-    first = next(iter(inputs.values()))
-    target = parity.Target(backend, first.device.type)
-    parity.assert_parity(function, inputs, first.dtype, target, differentiate=differentiate)
+FUSED = {
+    "sdpa": sdpa,
+    "sdpa(flash)": sdpa,
+    "sdpa(efficient)": sdpa,
+    "sdpa(cudnn)": sdpa,
+}
+"""PyTorch's fused attention: its own choice among its kernels, and each of them; which serve depends on the device and the dtype."""
 
+KERNELS = {
+    "sdpa(flash)": partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION),
+    "sdpa(efficient)": partial(sdpa_kernel, SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa(cudnn)": partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION),
+}
 
-CASES = (
-    Case(
-        "fusion_kl", gaussians, plain_gaussians, normals((*MEANS, *LOGVARS)), ROWS, (300, 128), (*MEANS, *LOGVARS), traffic=(6, 18),
+EMOTION = {"eager": emotion(emotion_on(eager_attention), 4), "sdpa": emotion(emotion_on(sdpa), 4)}
+# All but the keys' bias, whose gradient is 0 in truth: there is nothing to hold its rounding against.
+PARAMETERS = tuple(f"{block}_{name}" for block, name in product(BLOCKS, AttentionBlockWeights._fields[:-1]) if name != "b_k")
+
+SUBJECTS = (
+    Subject(
+        "fusion_kl", gaussians, {"eager": plain_gaussians}, normals((*MEANS, *LOGVARS)), ROWS, (300, 128), (*MEANS, *LOGVARS),
+        traffic=(6, 18), compiled=("eager",),
     ),
-    Case(
-        "reparameterize", reparameterize, lambda mu, logvar, seed: plain_draw(mu, logvar), seeded(("mu", "logvar")), ROWS, (300, 128),
-        ("mu", "logvar"), traffic=(3, 8),
+    Subject(
+        "reparameterize", reparameterize, {"eager": lambda mu, logvar, seed: plain_draw(mu, logvar)}, seeded(("mu", "logvar")), ROWS,
+        (300, 128), ("mu", "logvar"), traffic=(3, 8), compiled=("eager",), alike=False,
     ),
-    Case(
-        "dropout", partial(dropout, p=0.1), lambda x, seed: torch.nn.functional.dropout(x, 0.1), seeded(("x",)), ROWS, (300, 128), ("x",),
-        traffic=(2, 4),
+    Subject(
+        "attention", attention, FUSED, normals(("query", "key", "value")), ((64, 750, 4, 32), (64, 750, 12, 30), (4, 256, 4, 32)),
+        (2, 70, 4, 32), ("query", "key", "value"), work=attended, dtypes=ALL, contexts=KERNELS,
     ),
-    Case(
-        "philox_normal", lambda like, seed: philox_normal(like.shape, seed, dtype=like.dtype), lambda like, seed: torch.randn_like(like),
-        seeded(("like",)), ROWS, (300, 128), traffic=(1, 1), check=same_normals,
+    Subject(
+        "emotion_attention", emotion(emotion_attention, 4), EMOTION, emotion_inputs, ((1, 8, 128, 4), (1, 64, 128, 4)), (4, 8, 128, 4),
+        work=partial(attended_block, blocks=3), compiled=("eager", "sdpa"), graph=True,
     ),
-    Case(
-        "fusion_kl_categorical", fusion_kl_categorical, plain_categorical, normals(("real", "comp_face", "comp_speech")),
-        ((4096, 1000), (32, 1000)), (64, 1000), ("real", "comp_face", "comp_speech"), traffic=(3, 9),
+    Subject(
+        "emotion_attention", emotion(emotion_attention, 4), EMOTION, emotion_inputs, ((64, 750, 128, 4),), (2, 70, 128, 4),
+        ("features", "emotion", *PARAMETERS), work=partial(attended_block, blocks=3), compiled=("eager", "sdpa"),
     ),
-    Case(
-        "attention", attention, sdpa, normals(("query", "key", "value")), ((16, 750, 4, 32), (4, 256, 4, 32)), (2, 70, 4, 32),
-        ("query", "key", "value"),
+    Subject(
+        "dtw", dtw, {"one CPU core": on_one_core}, warped, ((4096, 750, 25), (256, 750, 2)), (64, 90, 15), dtypes=(torch.float32,),
+        check=same_distances, shares=lambda size: {"one CPU core": min(1.0, ON_ONE_CORE / size[0])}, alike=False,
     ),
-    Case(
-        "attention_block", block(attention_block, 4), block(block_on(sdpa), 4), block_inputs, ((16, 750, 128, 4), (4, 256, 128, 4)),
-        (2, 70, 128, 4), ("x", "memory", *MATRICES),
+    Subject(
+        "dropout", partial(dropout, p=0.1), {"eager": lambda x, seed: torch.nn.functional.dropout(x, 0.1)}, seeded(("x",)), ROWS,
+        (300, 128), ("x",), traffic=(2, 4), alike=False,
     ),
-    Case(
-        "emotion_attention", emotion(emotion_attention, 4), emotion(emotion_on(sdpa), 4), emotion_inputs, ((1, 8, 128, 4), (1, 64, 128, 4)),
-        (4, 8, 128, 4), latency=True,
+    Subject(
+        "philox_normal", lambda like, seed: philox_normal(like.shape, seed, dtype=like.dtype),
+        {"eager": lambda like, seed: torch.randn_like(like)}, seeded(("like",)), ROWS, (300, 128), traffic=(1, 1), check=same_normals,
+        alike=False,
     ),
-    Case(
-        "dtw", dtw, None, warped, ((4096, 750, 15), (256, 750, 2)), (64, 90, 15), dtypes=(torch.float32,), check=same_distances,
+    Subject(
+        "fusion_kl_categorical", fusion_kl_categorical, {"eager": plain_categorical}, normals(("real", "comp_face", "comp_speech")),
+        ((4096, 1000), (32, 1000)), (64, 1000), ("real", "comp_face", "comp_speech"), traffic=(3, 9), compiled=("eager",),
+    ),
+    Subject(
+        "attention_block", block(attention_block, 4), {"sdpa": block(block_on(sdpa), 4)}, block_inputs,
+        ((16, 750, 128, 4), (4, 256, 128, 4)), (2, 70, 128, 4), ("x", "memory", *MATRICES), work=attended_block,
+    ),
+    Subject(
+        "attention", attention, {"eager": eager_attention, "sdpa": sdpa}, normals(("query", "key", "value")),
+        ((1, 1024, 4, 32), (1, 4096, 4, 32), (1, 16384, 4, 32)), (2, 70, 4, 32), ("query", "key", "value"), work=attended,
+        dtypes=(torch.bfloat16,), series="T",
     ),
 )  # fmt: skip
+
+
+def subject_of(operator: str) -> Subject:
+    """The first of that operator, which has what it is tuned by."""
+    return next(subject for subject in SUBJECTS if subject.operator == operator)
+
+
+def all_races() -> list[tuple[Subject, Size, torch.dtype, str]]:
+    """Every race: the sizes that matter most of all operators first."""
+    longest = max(len(subject.sizes) for subject in SUBJECTS)
+    return [
+        (subject, subject.sizes[number], dtype, direction)
+        for number in range(longest)
+        for subject in SUBJECTS
+        if number < len(subject.sizes)
+        for dtype in subject.dtypes
+        for direction in subject.directions
+    ]

@@ -1,4 +1,4 @@
-"""What this machine can do in the same rounds: a copy, a matrix product, exponentials."""
+"""What this machine, or its GPU, can do in the same rounds: a copy, a matrix product, exponentials."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,18 @@ CACHED = 1 << 15
 """Elements of the array of exponentials: in and out stay in the first two levels of cache."""
 
 
-def copy_of(amount: float) -> tuple[Callable[[], Any], float]:
-    source = torch.zeros(max(int(amount) // 8, 1))  # a copy reads and writes: half of the bytes each, four to an element
+def copy_of(amount: float, device: str = "cpu") -> tuple[Callable[[], Any], float]:
+    if device != "cpu":
+        amount = min(amount, 2**32)  # far beyond the caches, and the race's tensors need their room
+    source = torch.zeros(max(int(amount) // 8, 1), device=device)  # a copy reads and writes: half of the bytes each, four to an element
     target = torch.empty_like(source)
     return lambda: target.copy_(source), max(8 * source.numel(), 1)
 
 
-def matrix_product(flops: float) -> tuple[Callable[[], Any], float]:
-    n = min(1024, max(64, 2 ** round(math.log2((flops / 2) ** (1 / 3)))))
-    a, b = torch.randn(n, n), torch.randn(n, n)
+def matrix_product(flops: float, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Callable[[], Any], float]:
+    largest = 1024 if device == "cpu" else 8192
+    n = min(largest, max(64, 2 ** round(math.log2((flops / 2) ** (1 / 3)))))
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return lambda: torch.mm(a, b), 2.0 * n**3
 
 
@@ -109,19 +113,54 @@ def machine_limits(threads: int) -> dict[str, float]:
     return found
 
 
-def limits_for(work: Mapping[str, float], threads: int) -> dict[str, tuple[Callable[[], Any], float]]:
+def device_limits() -> dict[str, float]:
+    """The same of the GPU in use: a copy of 4 GiB, products in float32 and bfloat16, exponentials."""
+    products = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16)}
+    calls = {"copy": copy_of(2**32, "cuda")}
+    calls |= {f"matrix product, {name}": matrix_product(2.0 * 8192**3, "cuda", dtype) for name, dtype in products.items()}
+    if spare := device_exponentials():
+        calls["exponential"] = spare
+    found = {}
+    for name, (call, done) in calls.items():
+        call()
+        spent = []
+        for _ in range(5):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            spent.append(1e-3 * start.elapsed_time(end))
+        found[name] = done * 1e-9 / min(spent)
+    return found
+
+
+def device_exponentials() -> tuple[Callable[[], Any], float] | None:
+    """Exponentials in registers on the GPU, and how many; None without Triton, or on a device that it does not serve."""
+    if find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    from .device_exp import exponentials_in_registers
+
+    return exponentials_in_registers("cuda")
+
+
+def limits_for(work: Mapping[str, float], threads: int, device: str, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], float]]:
     """Yardsticks for an amount of work: for each a call, and by what its time is multiplied to be that of the whole work.
 
-    There are two of exponentials, torch's and ours on one thread (which is shared out by the number of threads); the faster one counts.
+    On the CPU there are two of exponentials, torch's and ours on one thread (which is shared out by the number of threads); the faster one
+    counts. There products are of float32, as the kernels' are; on a GPU of the dtype.
     """
     found = {}
     if work.get("bytes"):
-        call, done = copy_of(work["bytes"])
+        call, done = copy_of(work["bytes"], device)
         found["copy"] = call, work["bytes"] / done
     if work.get("flops"):
-        call, done = matrix_product(work["flops"])
+        call, done = matrix_product(work["flops"], device, torch.float32 if device == "cpu" else dtype)
         found["matrix product"] = call, work["flops"] / done
-    if work.get("exponentials"):
+    if work.get("exponentials") and device == "cuda":
+        if spare := device_exponentials():
+            found["exponential"] = spare[0], work["exponentials"] / spare[1]
+    elif work.get("exponentials"):
         call, done = exponentials(ours=False)  # type: ignore[misc]
         found["exponential"] = call, work["exponentials"] / done
         if mine := exponentials(ours=True):

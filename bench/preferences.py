@@ -10,40 +10,37 @@ ratios over all sizes and directions, and Triton only where it is faster by more
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.measured import text_of
 from emc_fast.ops._backend import OPERATORS
 from emc_fast.ops._preferences import TABLE, Measurement, read
+from emc_fast.reporting import OURS, Run, read_run
 
 MARGIN = 1.05
 
 
-def measured(report: dict[str, Any]) -> list[Measurement]:
+def measured(run: Run) -> list[Measurement]:
     """What one run of the races says."""
-    facts = report["facts"]
-    versions = (
-        f"emc_fast {facts['emc_fast']}, torch {facts['torch']}, triton {facts['triton']}, library by {facts['library'].get('cuda', '')}"
-    )
+    gpu, versions = run.machine["gpu"], run.machine["versions"]
+    text = f"emc_fast {versions['emc_fast']}, torch {versions['torch']}, triton {gpu['triton']}, CUDA {gpu['cuda']}"
     ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for result in report["results"]:
-        taken = result.get("median_ms", {})
+    for race in run.races:
+        taken = {race.backend: race.seconds[OURS], **race.others}
         # What is composed of operators, as EA, has no choice of its own.
-        if {"cuda", "triton"} <= taken.keys() and result["operator"] in OPERATORS:
-            ratios[result["operator"], result["dtype"]].append(taken["cuda"] / taken["triton"])
+        if {"cuda", "triton"} <= taken.keys() and race.operator in OPERATORS:
+            ratios[race.operator, race.dtype].append(taken["cuda"] / taken["triton"])
     found = []
     for (operator, dtype), values in ratios.items():
         gain = statistics.geometric_mean(values)  # of Triton over CUDA C++
         backend, times = ("triton", gain) if gain > MARGIN else ("cuda", 1 / gain)
-        found.append(Measurement(operator, facts["capability"], dtype, backend, round(times, 3), len(values), facts["device"], versions))
+        found.append(Measurement(operator, gpu["capability"], dtype, backend, round(times, 3), len(values), gpu["name"], text))
     return found
 
 
@@ -54,7 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     table = read(options.table)
     for path in options.races:
-        for row in measured(json.loads(path.read_text())):
+        run = read_run(path)
+        if "gpu" not in run.machine:
+            raise SystemExit(f"{path}: holds races of {run.title}, and none of a GPU")
+        for row in measured(run):
             table[row.operator, row.capability, row.dtype] = row
             print(f"{row.operator} on {row.capability} in {row.dtype}: {row.backend}, {row}")
     options.table.write_text(text_of(asdict(table[key]) for key in sorted(table)))

@@ -18,7 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.gpu_cases import CASES, Case, Size, by_the_rule
-from bench.gpu_ops import both, facts, forward, medians, served_by
+from bench.gpu_cases import Size, Subject, subject_of
 from bench.measured import text_of
+from bench.race import Case, Contestant, bound, in_turns
+from emc_fast import __version__
 from emc_fast.kernels import _configs
 from emc_fast.kernels._configs import AttentionConfig, Band, RowConfig
+from emc_fast.ops import use_backend
+from emc_fast.reporting import OURS
+from emc_fast.reporting.machine import this_gpu
 
 MARGIN = 1.03
-BY_NAME = {case.operator: case for case in CASES}
+BUDGET = 0.05
 Config = tuple[int, ...]
 
 
@@ -43,7 +49,7 @@ class Entry:
 
     table: str
     key: tuple[Any, ...]  # with 0 in the place of the capability
-    case: Case
+    subject: Subject
     size: Size
     small: Size
     direction: str
@@ -71,23 +77,23 @@ def entries() -> list[Entry]:
     shown_by = {"philox": "dropout", "attention_block": "attention_block"}
     for size, width in (("wide", 128), ("narrow", 64)):
         for operator in ("fusion_kl", "reparameterize", "philox", "attention_block", "fusion_kl_categorical"):
-            case = BY_NAME[shown_by.get(operator, operator)]
+            subject = subject_of(shown_by.get(operator, operator))
             block = operator == "attention_block"
             shapes = ((16, 750, width, 4), (2, 70, width, 4)) if block else ((48000, width), (300, width))
             columns = 64 if size == "narrow" else 1024
             tiles = tuple(RowConfig(n, columns, w) for n, w in ((512, 2), (1024, 2), (512, 4), (1024, 4), (2048, 4), (2048, 8), (4096, 8)))
-            found.append(Entry("rows", (operator, 0, size), case, *shapes, "forward+backward", case.dtypes, tiles))
+            found.append(Entry("rows", (operator, 0, size), subject, *shapes, "forward+backward", subject.dtypes, tiles))
     bands = (Band(32, 16, 1), Band(64, 32, 1), Band(64, 32, 2), Band(128, 32, 4))
-    case = BY_NAME["dtw"]
-    found.append(Entry("bands", ("dtw", 0), case, case.sizes[0], case.small, "forward", case.dtypes, bands))
-    case = BY_NAME["attention"]
+    subject = subject_of("dtw")
+    found.append(Entry("bands", ("dtw", 0), subject, subject.sizes[0], subject.small, "forward", subject.dtypes, bands))
+    subject = subject_of("attention")
     for dtype in (torch.bfloat16, torch.float32):
         for width in (32, 64, 128):
             shapes = ((16, 750, 4, width), (2, 70, 4, width))
             for step in ("forward", "backward queries", "backward keys"):
                 direction = "forward" if step == "forward" else "forward+backward"
                 found.append(
-                    Entry("attention", (step, 0, dtype.itemsize, width), case, *shapes, direction, (dtype,), attention_tiles(dtype))
+                    Entry("attention", (step, 0, dtype.itemsize, width), subject, *shapes, direction, (dtype,), attention_tiles(dtype))
                 )
     return found
 
@@ -119,19 +125,16 @@ def tile(entry: Entry, capability: int, config: Config) -> Iterator[None]:
 
 def check(entry: Entry, dtype: torch.dtype, device: str) -> None:
     """Raises where the kernels are wrong, or do not compile, with the tile that is in the table."""
-    inputs = entry.case.inputs(entry.small, dtype, device)
-    if entry.case.check is not None:
-        entry.case.check(entry.case.function, inputs, "triton")
-    else:
-        by_the_rule(entry.case.function, inputs, "triton", entry.case.differentiate)
+    replace(entry.subject, small=entry.small).gate("triton", dtype, device)
 
 
 def timed(entry: Entry, dtype: torch.dtype, device: str) -> float:
     """Milliseconds with the tile that is in the table."""
-    inputs = entry.case.inputs(entry.size, dtype, device)
-    make = forward if entry.direction == "forward" else both
-    call = make(served_by("triton", entry.case.function), inputs, entry.case.differentiate)
-    return medians({"triton": call}, device)["triton"]
+    subject = entry.subject
+    case = Case(subject.operator, "", subject.function, subject.inputs(entry.size, dtype, device), {}, differentiate=subject.differentiate)
+    ours = Contestant(bound(subject.function, case, entry.direction), partial(use_backend, "triton"), device)
+    times, _ = in_turns({OURS: ours}, OURS, BUDGET)
+    return 1e3 * statistics.median(times[OURS])
 
 
 def search(entry: Entry, capability: int, device: str, timer: Callable[[Entry, torch.dtype, str], float] = timed) -> Found:
@@ -167,7 +170,7 @@ def main(arguments: list[str] | None = None, timer: Callable[[Entry, torch.dtype
     if options.list:
         print("\n".join(map(str, chosen)))
         return 0
-    here = facts(device)
+    here = this_gpu() if device == "cuda" else {"name": device, "capability": 0, "triton": version("triton")}
     known = json.loads(options.table.read_text())["measurements"]
     _configs.take_tuned(options.table)
     deadline, wrong = time.monotonic() + options.seconds, False
@@ -182,8 +185,8 @@ def main(arguments: list[str] | None = None, timer: Callable[[Entry, torch.dtype
             continue
         key = list(entry.key_on(here["capability"]))
         times = round(found.milliseconds[found.present] / found.milliseconds[found.config], 3)
-        row = {"table": entry.table, "key": key, "config": list(found.config), "times_as_fast": times, "device": here["device"]}
-        row["versions"] = f"emc_fast {here['emc_fast']}, torch {here['torch']}, triton {here['triton']}"
+        row = {"table": entry.table, "key": key, "config": list(found.config), "times_as_fast": times, "device": here["name"]}
+        row["versions"] = f"emc_fast {__version__}, torch {torch.__version__}, triton {here['triton']}"
         known = [*(other for other in known if (other["table"], other["key"]) != (entry.table, key)), row]
         options.table.write_text(text_of(known))
         _configs.TABLES[entry.table][0][tuple(key)] = found.config  # the entries that follow are timed with it

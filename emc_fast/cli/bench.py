@@ -36,7 +36,10 @@ def _console() -> Console:
 @app.command()
 def run(
     out: Annotated[
-        Path | None, typer.Option(help="JSON file to write. [default: bench/results/<machine>/<threads>-threads.json of the source tree]")
+        Path | None,
+        typer.Option(
+            help="JSON file to write. [default: bench/results/<machine>/<threads>-threads.json of the source tree; races.json of a GPU]"
+        ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Every size of the field.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")] = 1,
@@ -46,6 +49,7 @@ def run(
     compile_models: Annotated[bool, typer.Option("--compile-models", help="Compile a whole model's training step too.")] = False,
     within: Annotated[float, typer.Option(min=1, help="Seconds that one file of bench/ may take; the next one goes on then.")] = 900.0,
     select: Annotated[str | None, typer.Option("-k", help="Only benchmarks of this expression, as pytest takes it.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="The operators on a CUDA device, and nothing of the CPU.")] = False,
 ) -> None:
     """Run the files of bench/ in the source tree one by one, each in a process of its own, and keep their races in one JSON file.
 
@@ -58,6 +62,8 @@ def run(
     from ..errors import EmcError
     from ..reporting.races import read_run, write_compact
 
+    if gpu and not _sees_cuda():
+        raise EmcError("torch sees no CUDA device, so there is nothing to race there; leave --gpu out for the CPU")
     if not (ROOT / "bench" / "conftest.py").exists():
         raise EmcError(
             f"{ROOT}: has no bench/; the benchmarks are in the source tree and not in the package: git clone, then pip install -e ."
@@ -65,6 +71,7 @@ def run(
     options = ["--threads", str(threads), "--budget", str(budget), "--compile-within", str(compile_within)]
     options += ["--full"] * full + ["--no-compile"] * (not compile) + ["--compile-models"] * compile_models
     options += ["-k", select] if select else []
+    options += ["-m", "gpu"] if gpu else []
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     wrong: list[str] = []
@@ -83,7 +90,7 @@ def run(
         if not parts:
             raise EmcError("; ".join(["nothing was measured", *wrong]))
         first = read_run(parts[0])
-        out = out or ROOT / "bench" / "results" / first.slug / f"{threads}-thread{'s' * (threads > 1)}.json"
+        out = out or ROOT / "bench" / "results" / first.slug / ("races.json" if gpu else f"{threads}-thread{'s' * (threads > 1)}.json")
         out.parent.mkdir(parents=True, exist_ok=True)
         if wrong:
             out = out.with_name(out.name + ".partial")
@@ -91,6 +98,12 @@ def run(
     if wrong:
         raise EmcError(f"{'; '.join(wrong)}: what passed is in {out}, which no report takes up by itself")
     _console().print(f"{out}: {len(read_run(out).races)} races", soft_wrap=True)
+
+
+def _sees_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _selected(options: list[str], environment: dict[str, str]) -> list[str]:
@@ -290,8 +303,7 @@ def _tables(one: Run) -> list[Table]:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..reporting import OURS
-    from ..reporting.page import SCALING, by_operator, heading, limit, memory, rivals_of, scaling_cells, threads_note, time
+    from ..reporting.page import SCALING, by_operator, heading, limit, memory, ours, rivals_of, scaling_cells, threads_note
     from ..reporting.races import scalings
 
     tables: list[Table] = []
@@ -303,9 +315,7 @@ def _tables(one: Run) -> list[Table]:
             table.add_column(title, justify="left" if title in ("size", "direction", *ends) else "right")
         for race in races:
             cells = [_coloured(race, rival) if rival in race.seconds else "" for rival in rivals]
-            table.add_row(
-                race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells, *(of(race) for of in ends.values())
-            )
+            table.add_row(race.size, race.direction, str(race.threads), ours(race), *cells, *(of(race) for of in ends.values()))
         tables.append(table)
     if grown := scalings(one):
         table = Table(*SCALING, title="along threads", caption=threads_note(one), title_justify="left", caption_justify="left")

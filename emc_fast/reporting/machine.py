@@ -39,6 +39,25 @@ def this_machine() -> dict[str, Any]:
     }
 
 
+def this_gpu() -> dict[str, Any]:
+    """The CUDA device in use, as a file of its races has it under ``gpu`` in ``machine_info``.
+
+    Name, capability (90 is 9.0), multiprocessors, GiB of memory, CUDA's version and Triton's (empty without it).
+    """
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": found.name,
+        "capability": 10 * found.major + found.minor,
+        "multiprocessors": found.multi_processor_count,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda or "",
+        "triton": metadata.version("triton") if find_spec("triton") else "",
+    }
+
+
 def _cpuinfo(name: str) -> str:
     try:
         lines = CPUINFO.read_text().splitlines()

@@ -45,6 +45,12 @@ def amount(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
+def ours(race: Race) -> str:
+    """Our time; where another back end of ours ran beside, what `auto` took and how long the other needed."""
+    beside = "; ".join(f"{name} {time(seconds)}" for name, seconds in race.others.items())
+    return time(race.seconds[OURS]) + (f" ({race.backend + '; ' if race.backend else ''}{beside})" if beside else "")
+
+
 def limit(race: Race) -> str:
     """Our rate, and what share of the machine's it is."""
     if not race.limit:
@@ -80,10 +86,13 @@ def heading(run: Run) -> str:
     """Where, with what and when."""
     versions = ", ".join(f"{name} {version}" for name, version in run.machine.get("versions", {}).items())
     commits = ", ".join(commit[:12] for commit in run.commit.split()) + (" with changes" if run.dirty else "")
-    isa = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
+    about = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
     limits = ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in _limits(run))
-    isa += f", {words}" if (words := topology_in_words(run.machine)) else ""
-    return f"{run.title}{isa}; {versions}; commit {commits}; {run.date[:10]}." + (f" In the same run: {limits}." if limits else "")
+    about += f", {words}" if (words := topology_in_words(run.machine)) else ""
+    if gpu := run.machine.get("gpu"):
+        about = f", capability {gpu['capability'] / 10:.1f}, {gpu['multiprocessors']} multiprocessors, {gpu['memory_gib']:g} GiB"
+        versions += f", CUDA {gpu['cuda']}" + (f", Triton {gpu['triton']}" if gpu["triton"] else "")
+    return f"{run.title}{about}; {versions}; commit {commits}; {run.date[:10]}." + (f" In the same run: {limits}." if limits else "")
 
 
 def _limits(run: Run) -> list[tuple[str, float, str]]:
@@ -121,7 +130,7 @@ def page(runs: Sequence[Run], images: Images = lambda run: ()) -> str:
             for race in races:
                 cells = [_cell(race, rival) for rival in rivals]
                 cells += [limit(race)] * limited + [memory(race)] * remembered
-                rows.append([race.size, race.direction, str(race.threads), time(race.seconds[OURS]), *cells])
+                rows.append([race.size, race.direction, str(race.threads), ours(race), *cells])
             lines += ["", f"#### {operator}", "", *table(header, rows)]
             lines += [""] * any(race.unmeasured for race in races) + unmeasured(races)
         lines += ["", "</details>"]

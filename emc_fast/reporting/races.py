@@ -24,7 +24,9 @@ class Race:
         operator, size, direction: which; `size` is for people, `shape` has its numbers by name (B, T, d, H).
         threads: of torch and of the kernels.
         backend: what served ours, with the instruction set.
+        dtype: of the inputs; empty in files of versions that did not record it.
         seconds: median of a call for each contestant; `OURS` is ours.
+        others: the same for our own other back ends, which are no rivals.
         quartiles: for each rival the lower and upper quartile, over rounds, of how many times faster ours was.
         series: name of the number in `shape` (or ``threads``) that grows along a series of races; empty for a race by itself.
         work: the least that must be moved or computed: ``bytes``, ``flops``, ``exponentials``.
@@ -40,7 +42,9 @@ class Race:
     direction: str
     threads: int
     backend: str = ""
+    dtype: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
     quartiles: dict[str, list[float]] = field(default_factory=dict)
     shape: dict[str, int] = field(default_factory=dict)
     series: str = ""
@@ -100,6 +104,7 @@ class Race:
         """As it stands in the JSON file: what was measured, and what follows from it for whoever reads the file."""
         info: dict[str, Any] = {
             "operator": self.operator, "size": self.size, "direction": self.direction, "threads": self.threads, "backend": self.backend,
+            "dtype": self.dtype, "others_us": {name: value * 1e6 for name, value in self.others.items()},
             "median_us": {name: value * 1e6 for name, value in self.seconds.items()},
             "ratio": {name: self.ratio(name) for name in self.rivals}, "quartiles": self.quartiles, "best_rival": self.best_rival,
             "shape": self.shape, "series": self.series, "work": self.work,
@@ -146,7 +151,8 @@ class Race:
             raise DataError(f"{where}: extra_info.work has no {lost[0]!r}, which extra_info.limit_us needs")
         return cls(
             get("operator", str), get("size", str), get("direction", str), get("threads", int), get("backend", str, ""),
-            seconds=seconds, quartiles=get("quartiles", dict, {}), shape=numbers("shape"), series=get("series", str, ""), work=work,
+            dtype=get("dtype", str, ""), seconds=seconds, others=numbers("others_us", scale=1e-6), quartiles=get("quartiles", dict, {}),
+            shape=numbers("shape"), series=get("series", str, ""), work=work,
             limits=limits, peak_bytes=numbers("peak_bytes"), dispatched=numbers("dispatched"), unmeasured=get("unmeasured", dict, {}),
             rounds=get("rounds", int, 0), calls_per_round=get("calls_per_round", int, 0),
         )  # fmt: skip
@@ -167,7 +173,8 @@ class Run:
 
     Attributes:
         paths: the files.
-        machine: ``cpu``, ``cores``, ``isa`` and ``versions`` by package, as `bench/conftest.py` writes them.
+        machine: ``cpu``, ``cores``, ``isa`` and ``versions`` by package, as `bench/conftest.py` writes them; ``gpu`` where the races ran on
+            one, as `reporting.machine.this_gpu` has it.
         commit, dirty: of the tree that was measured; dirty means that it held changes.
         date: of the measurement, ISO format.
         limits: rates of the machine in that run, in GB/s, GFLOP/s or 1e9 exponentials a second, by what was done; may be empty.
@@ -184,7 +191,9 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The machine in a few words."""
+        """The machine in a few words: the processor, or the GPU where the races ran on one."""
+        if gpu := self.machine.get("gpu"):
+            return str(gpu["name"])
         cores = self.machine.get("cores", 0)
         return f"{self.machine['cpu']}, {cores} core{'s' * (cores != 1)}"
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from emc_fast import kernels
+from emc_fast.reporting import OURS, Race, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,25 +27,28 @@ def _bench_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-def result(operator: str, dtype: str, cuda: float, triton: float, **more: Any) -> dict[str, Any]:
-    return {
-        "operator": operator,
-        "dtype": dtype,
-        "size": [1],
-        "direction": "forward",
-        "median_ms": {"cuda": cuda, "triton": triton},
-        **more,
-    }
+def race(operator: str, dtype: str, cuda: float, triton: float, **more: Any) -> Race:
+    """Of both back ends, `auto` having taken CUDA C++."""
+    seconds = {OURS: cuda, "eager": 4.0} | more.pop("seconds", {})
+    return Race(operator, "1", "forward", 1, "cuda", dtype, seconds=seconds, others={"triton": triton} if triton else {}, **more)
 
 
-FACTS = {"emc_fast": "1", "torch": "2", "triton": "3", "device": "a device", "capability": 90, "library": {"cuda": "nvcc 13"}}
-RESULTS = [
-    result("dropout", "float32", 3.0, 1.0),
-    result("dropout", "float32", 1.0, 3.0 / 2.0),
-    result("fusion_kl", "float32", 1.0, 2.0),
-    result("fusion_kl", "bfloat16", 1.04, 1.0),
-    {**result("attention", "float32", 1.0, 1.0), "median_ms": {"triton": 1.0}},
-    {"operator": "dtw", "dtype": "float32", "skipped": "out of time"},
+def write(path: Path, races: list[Race], capability: int = 90) -> Path:
+    from bench.gpu_ops import content
+
+    gpu = {"name": "A Device", "capability": capability, "multiprocessors": 4, "memory_gib": 80.0, "cuda": "13.0", "triton": "3"}
+    machine = {"cpu": "A Processor", "cores": 2, "gpu": gpu, "versions": {"emc_fast": "1", "torch": "2"}}
+    path.write_text(json.dumps(content(races, machine, {}, [], {"id": "a" * 40, "dirty": False})))
+    return path
+
+
+RACES = [
+    race("dropout", "float32", 3.0, 1.0),
+    race("dropout", "float32", 1.0, 3.0 / 2.0),
+    race("fusion_kl", "float32", 1.0, 2.0),
+    race("fusion_kl", "bfloat16", 1.04, 1.0),
+    race("attention", "float32", 1.0, 0.0),
+    race("emotion_attention", "float32", 2.0, 1.0),
 ]
 
 
@@ -54,10 +58,8 @@ def test_table_of_preferences_from_races(tmp_path: Path, capsys: pytest.CaptureF
 
     table, races = tmp_path / "table.json", tmp_path / "races.json"
     table.write_text(TABLE.read_text())
-    races.write_text(json.dumps({"facts": FACTS | {"capability": 80}, "results": RESULTS[2:3]}))
-    preferences.main([str(races), "--table", str(table)])
-    races.write_text(json.dumps({"facts": FACTS, "results": RESULTS}))
-    preferences.main([str(races), "--table", str(table)])
+    preferences.main([str(write(races, RACES[2:3], 80)), "--table", str(table)])
+    preferences.main([str(write(races, RACES)), "--table", str(table)])
     found = {key: (row.backend, row.times, row.races) for key, row in read(table).items() if key not in read(TABLE)}
     assert found == {
         ("dropout", 90, "float32"): ("triton", pytest.approx(2**0.5, abs=1e-3), 2),
@@ -65,31 +67,91 @@ def test_table_of_preferences_from_races(tmp_path: Path, capsys: pytest.CaptureF
         ("fusion_kl", 90, "float32"): ("cuda", 2.0, 1),
         ("fusion_kl", 90, "bfloat16"): ("cuda", 0.962, 1),
     }
-    assert "dropout on 90 in float32: triton, measured on a device: 1.41 times as fast as cuda over 2 races" in capsys.readouterr().out
+    assert "dropout on 90 in float32: triton, measured on A Device: 1.41 times as fast as cuda over 2 races" in capsys.readouterr().out
+    on_a_cpu = json.loads(races.read_text())
+    del on_a_cpu["machine_info"]["gpu"]
+    races.write_text(json.dumps(on_a_cpu))
+    with pytest.raises(SystemExit, match="none of a GPU"):
+        preferences.main([str(races), "--table", str(table)])
+
+
+def test_targets_are_held_against_races(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import gpu_targets
+
+    def of(size: str, direction: str, seconds: dict[str, float], **more: Any) -> dict[str, Any]:
+        return {**vars(race("attention", "bfloat16", 1.0, 1.0)), "size": size, "direction": direction, "seconds": seconds, **more}
+
+    size = "64 x 750 x 4 x 32 bfloat16"
+    copied = {"work": {"bytes": 1e9}, "limits": {"copy": 0.9}}
+    races = [
+        Race(**of(size, "forward", {OURS: 1.0, "eager": 1.1, "sdpa": 2.0, "sdpa(flash)": 1.4})),
+        Race(**of(size, "forward+backward", {OURS: 1.0, "sdpa": 1.3})),
+        Race(**of("48000 x 128", "forward", {OURS: 1.0, "eager": 9.0}, operator="fusion_kl", **copied)),
+        Race(**of("48000 x 128", "forward+backward", {OURS: 1.0, "compile(eager)": 1.2}, operator="fusion_kl", **copied)),
+        *(
+            Race(**of(f"1 x {t}", "forward", {OURS: 1.0}, shape={"T": t}, series="T", peak_bytes={OURS: t * 100}))
+            for t in (1024, 4096, 16384)
+        ),
+        *(
+            Race(**of(f"1 x {t}", "forward+backward", {OURS: 1.0}, shape={"T": t}, series="T", peak_bytes={OURS: t * t}))
+            for t in (1024, 4096, 16384)
+        ),
+    ]
+    gpu_targets.main([str(write(tmp_path / "races.json", races))])
+    printed = capsys.readouterr().out
+    assert printed.startswith("A Device:")
+    lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines())
+    rows = {tuple(cells[:4]): cells[4:] for cells in lines if cells}
+    assert rows["attention", size, "forward", "1.5x sdpa"] == ["1.40x sdpa(flash)", "MISSED"]
+    assert rows["attention", size, "forward+backward", "1.2x sdpa"] == ["1.30x sdpa", "reached"]
+    assert rows["fusion_kl", "48000 x 128", "forward", "0.85 of copy"] == ["0.90 of copy", "reached"]
+    assert rows["fusion_kl", "48000 x 128", "forward+backward", "1.3x compile"] == ["1.20x compile(eager)", "MISSED"]
+    assert rows["dtw", "4096 x 750 x 25", "forward", "20x one CPU core"] == ["not measured", ""]
+    assert rows["attention, memory", "along T", "forward", "O(T)"] == ["16 times the bytes for 16 times the frames", "reached"]
+    assert rows["attention, memory", "along T", "forward+backward", "O(T)"][1] == "MISSED"
+
+
+def test_every_target_is_raced() -> None:
+    """By name of the size: a target that nothing measures would stay "not measured" for ever."""
+    from bench.gpu_cases import SUBJECTS
+    from bench.gpu_targets import TARGETS
+
+    raced = {
+        (subject.operator, subject.size_in_words(size, dtype), direction): subject
+        for subject in SUBJECTS
+        for size in subject.sizes
+        for dtype in subject.dtypes
+        for direction in subject.directions
+    }
+    for target in TARGETS:
+        subject = raced[target.operator, target.size, target.direction]
+        rivals = [*subject.rivals, *(f"compile({name})" for name in subject.compiled)]
+        assert subject.traffic if target.against == "copy" else any(name.startswith(target.against) for name in rivals), target
 
 
 def test_races_run_through_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operator that a GPU would race, in small; and a kernel that is wrong is not timed."""
-    from bench import gpu_ops
+    from bench import gpu_cases, gpu_ops
 
-    monkeypatch.setattr(gpu_ops, "ROUNDS", 1)
-    monkeypatch.setattr(gpu_ops, "ROUND_MS", 0.0)
+    monkeypatch.setattr(gpu_ops, "BUDGET", 0.0)
     out = tmp_path / "races.json"
     monkeypatch.setattr("sys.argv", ["gpu_ops.py", str(out), "--device", "cpu", "--quick", "--seconds", "300"])
-    assert gpu_ops.main() == 0
-    report = json.loads(out.read_text())
-    assert {row["operator"] for row in report["results"]} == {case.operator for case in gpu_ops.CASES}
-    assert all(row["median_ms"]["cpu"] > 0 for row in report["results"]), report["results"]
-    assert {"capability", "device", "torch", "triton", "library"} <= report["facts"].keys()
+    assert gpu_ops.main() == 0, json.loads(out.read_text())["failed"]
+    run = read_run(out)
+    assert {one.operator for one in run.races} == {subject.operator for subject in gpu_cases.SUBJECTS}
+    assert {one.dtype for one in run.races} == {"float32", "bfloat16", "float16"}
+    assert not json.loads(out.read_text())["left_out"]
 
-    def wrong(*_: Any) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
         raise AssertionError("far off")
 
-    monkeypatch.setattr(gpu_ops, "by_the_rule", wrong)
+    monkeypatch.setattr(gpu_cases, "_passed", {})
+    monkeypatch.setattr(gpu_cases.parity, "assert_parity", wrong)
     monkeypatch.setattr("sys.argv", ["gpu_ops.py", str(out), "--device", "cpu", "--quick", "--only", "dropout"])
     assert gpu_ops.main() == 1
-    results = json.loads(out.read_text())["results"]
-    assert all(row["failed"] == {"cpu": "AssertionError: far off"} and "cpu" not in row["median_ms"] for row in results)
+    report = json.loads(out.read_text())
+    assert set(report["failed"].values()) == {"AssertionError: far off"}
+    assert not report["benchmarks"]
 
 
 @pytest.fixture
@@ -164,6 +226,20 @@ def test_every_entry_of_the_tables_can_be_tuned(tune: ModuleType) -> None:
         _, kind = tune._configs.TABLES[entry.table]
         assert 0 < len(entry.tiles) <= 8
         assert all(isinstance(config, kind) for config in entry.tiles)
+
+
+@pytest.mark.interpreter
+def test_exponentials_of_the_yardstick() -> None:
+    if not kernels.interpreting():
+        pytest.skip("needs Triton's interpreter: TRITON_INTERPRET=1")
+    from bench.device_exp import exponentials_in_registers
+
+    torch.manual_seed(0)
+    call, count = exponentials_in_registers("cpu", programs=2, times=3)
+    torch.manual_seed(0)
+    x = torch.rand(2048)
+    assert count == 3 * x.numel()
+    torch.testing.assert_close(call(), torch.exp2(-torch.exp2(-torch.exp2(-x))))
 
 
 @pytest.mark.interpreter
