@@ -1,8 +1,8 @@
 """Which of two back ends is taken where both can serve: by the table of what was measured, or by the stated fallback.
 
 The table (``_preferences.json``) is written by ``bench/preferences.py`` from races on a GPU (``bench/gpu_cases.py``). It knows the
-operator, the compute capability and the dtype, and no sizes: the choice must be a constant under ``torch.compile``, and a clip must not get other bits
-because more clips stand beside it.
+operator, the compute capability and the dtype, and no sizes: the choice must be a constant under ``torch.compile``, and a clip must not
+get other bits because more clips stand beside it.
 """
 
 from __future__ import annotations

@@ -354,12 +354,17 @@ def may_go_at_once(x: Tensor, num_heads: int, causal: bool, window: int | None, 
     return plain and all(isinstance(p, float | int) and 0.0 <= p <= 1.0 for p in probabilities) and _autograd.is_plain()
 
 
+def has_few(backend: str) -> bool:
+    """Whether a back end has the CUDA kernels of a few frames."""
+    return backend == "cuda" or (backend == "cpu" and not whole)
+
+
 def is_few(backend: str, num_heads: int, x: Tensor, memory: Tensor, *weights: Tensor | None) -> bool:
     """Whether a block, or several on x and memory, is what the CUDA kernels of a few frames take: inference, short, narrow heads, dense.
 
     That these are faster up to so many rows is a guess: no GPU has run them.
     """
-    if not (backend == "cuda" or (backend == "cpu" and not whole)) or torch.compiler.is_compiling() or not _autograd.is_plain():
+    if not has_few(backend) or torch.compiler.is_compiling() or not _autograd.is_plain():
         return False
     tensors = [t for t in (x, memory, *weights) if t is not None]
     most = FEW_FLOATS if x.dtype == torch.float32 else FEW_HALVES

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _autograd, _backend, _library
 from ._checks import check_probability, check_same, check_stream, check_tensor
 from .attention import check_span
-from .attention_block import BLOCK_WEIGHTS, attention_block, is_few, may_go_at_once
+from .attention_block import BLOCK_WEIGHTS, attention_block, check_block, has_few, is_few, may_go_at_once
 from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
 from .reference.emotion_attention import emotion_attention as _definition
@@ -90,14 +90,13 @@ def emotion_attention(
     check_probability("dropout_p", dropout_p)
     noise = as_seed(seed, features.shape, features.device) if dropout_p > 0 else None
     check_span(causal, window)
-    if dropout_p == 0 and all(isinstance(w, AttentionBlockWeights) for w in (of_features, of_emotion, of_both)):
-        backend = _backend.choose("attention_block", features.device, features.dtype)
+    if dropout_p == 0 and has_few(backend := _backend.choose("attention_block", features.device, features.dtype)):
+        check_block(features, features, of_features, num_heads, key_mask)
+        check_block(emotion, emotion, of_emotion, num_heads, emotion_mask)
+        check_block(features, emotion, of_both, num_heads, emotion_mask)
         weights = *of_features, *of_emotion, *of_both
-        try:
-            if is_few(backend, num_heads, features, emotion, *(w for w in weights if isinstance(w, Tensor))):
-                return _inference(features, emotion, *weights, num_heads, key_mask, emotion_mask, causal, window or 0)
-        except (RuntimeError, TypeError, AttributeError):
-            pass  # what does not fit is refused by name below
+        if is_few(backend, num_heads, features, emotion, *(w for w in weights if isinstance(w, Tensor))):
+            return _inference(features, emotion, *weights, num_heads, key_mask, emotion_mask, causal, window or 0)
     options: dict[str, Any] = {"num_heads": num_heads, "causal": causal, "window": window, "dropout_p": dropout_p, "seed": noise}
     options |= {"key_mask": key_mask, "emotion_mask": emotion_mask, "stream": stream}
     return _definition(features, emotion, of_features, of_emotion, of_both, block=attention_block, **options)

@@ -225,3 +225,18 @@ def test_refuses_by_name() -> None:
     ]:
         with pytest.raises(error, match=words):
             ea(**{"num_heads": options["num_heads"], **more})(**good)
+
+
+def test_a_launch_that_fails_is_no_reason_for_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda_emulator import build
+
+    def failing(*_: Any) -> Tensor:
+        raise RuntimeError("emc_fast: launch failed")
+
+    inputs = inputs_of(random.Random(0), 1, 3, 4, 16)
+    monkeypatch.setattr(importlib.import_module("emc_fast.ops.emotion_attention"), "_inference", failing)
+    with build.enabled("forward"), torch.no_grad():
+        with pytest.raises(RuntimeError, match="launch failed"):
+            ea(num_heads=2)(**inputs)
+        with pytest.raises(ValueError, match=r"weights.w_v must have shape"):
+            ea(num_heads=2)(**{**inputs, "both_w_v": inputs["features"]})
