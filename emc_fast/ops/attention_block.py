@@ -1,7 +1,8 @@
 """One attention block, LayerNorm(x + Dropout(W_o Attn(W_q x, W_k m, W_v m) + b_o)), as one operator and one node of autograd.
 
-In float32 on the CPU all of it is one native call. Elsewhere it is put together here: the projections are torch's matrix products,
-attention is the fused kernel, and dropout, residual and LayerNorm are one more kernel, each with its backward.
+In float32 on the CPU all of it is one native call, which at inference takes half types too (:func:`is_lifted`). Elsewhere it is put
+together here: the projections are torch's matrix products, attention is the fused kernel, and dropout, residual and LayerNorm are one more
+kernel, each with its backward.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ def _backward_cpu(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     grads = torch.ops.emc_fast.attention_block_fused_backward(*rows, *dense_weights(weights))
     return tuple(_absent(g) if p is None else g for g, p in zip(grads, (x, memory, *weights[:10]), strict=True))
 
+
+#: What the native call serves at inference: float32, and half types by way of it.
+HALF = (torch.float32, torch.bfloat16, torch.float16)
+#: Frames up to which a block in bfloat16 is computed in float32 on the CPU: its eighteen calls would take longer than their work.
+LIFTED_FRAMES = 128
 
 #: Off while tests put other kernels in the place of the CPU's parts of the block, which the whole one would go past.
 whole = True
@@ -336,19 +342,37 @@ def _at_once(
         return None
     noise = as_seed(seed, x.shape, x.device) if dropout_p > 0 else None
     try:
+        recorded, dtype = _autograd.is_recorded(x, memory, *weights[:10]), x.dtype
+        if dtype != torch.float32:
+            if recorded or not is_lifted(x, memory, *weights[:10]):
+                return None
+            x, memory, weights = x.float(), memory.float(), lifted(weights)
         args = x, memory, *weights, num_heads, key_mask, causal, window or 0, float(dropout_p), noise, stream
-        if _autograd.is_recorded(x, memory, *weights[:10]):
-            out: Tensor = _fused(*args)[0]
-        else:
-            out = _inference(*args)
+        out: Tensor = _fused(*args)[0] if recorded else _inference(*args)
     except (RuntimeError, TypeError, AttributeError):
         return None
-    return out
+    return out if dtype == torch.float32 else out.to(dtype)
 
 
-def may_go_at_once(x: Tensor, num_heads: int, causal: bool, window: int | None, stream: int, *probabilities: float) -> bool:
-    """Whether a call is of the kind whose other arguments the native operators check for themselves: plain, in float32 on the CPU."""
-    plain = whole and isinstance(x, Tensor) and x.is_cpu and x.dtype == torch.float32 and x.dim() == 3 and causal.__class__ is bool
+def is_lifted(x: Tensor, memory: Tensor, *weights: Tensor | None) -> bool:
+    """Whether blocks of a half type are computed by the float32 call: all in float16, in which products are slow on a CPU, and few frames.
+
+    By frames and not by rows: a clip must not get other bits because more clips stand beside it.
+    """
+    few = max(x.shape[1], memory.shape[1]) <= LIFTED_FRAMES
+    return (x.dtype == torch.float16 or few) and all(w is None or w.dtype == x.dtype for w in (memory, *weights))
+
+
+def lifted(weights: AttentionBlockWeights) -> AttentionBlockWeights:
+    """The weights in float32."""
+    return AttentionBlockWeights(*(w.float() if isinstance(w, Tensor) else w for w in weights))
+
+
+def may_go_at_once(
+    x: Tensor, num_heads: int, causal: bool, window: int | None, stream: int, *probabilities: float, dtypes: tuple[torch.dtype, ...] = HALF
+) -> bool:
+    """Whether a call is of the kind whose other arguments the native operators check for themselves: plain, on the CPU, of such dtypes."""
+    plain = whole and isinstance(x, Tensor) and x.is_cpu and x.dtype in dtypes and x.dim() == 3 and causal.__class__ is bool
     plain = plain and (window is None or (causal and window.__class__ is int and window > 0))
     plain = plain and num_heads.__class__ is int and stream.__class__ is int and 0 <= stream < 2**32 - 1
     return plain and all(isinstance(p, float | int) and 0.0 <= p <= 1.0 for p in probabilities) and _autograd.is_plain()

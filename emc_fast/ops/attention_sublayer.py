@@ -188,7 +188,7 @@ def _at_once(
     residual: bool,
 ) -> Tensor | None:
     """The native call before anything else is checked, for the reason that the block has; None where it does not serve."""
-    if not may_go_at_once(x, num_heads, causal, window, stream, *probabilities) or residual.__class__ is not bool:
+    if not may_go_at_once(x, num_heads, causal, window, stream, *probabilities, dtypes=(torch.float32,)) or residual.__class__ is not bool:
         return None
     if _backend.choose("attention_sublayer", x.device, x.dtype) != "cpu":
         return None

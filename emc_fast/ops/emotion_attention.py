@@ -1,7 +1,8 @@
 """Emotion-aware attention (EA): three attention blocks, f' = Block(f, f), e' = Block(e, e), Block(f', e'), as one call.
 
-At inference in float32 on the CPU it is one native call: of a few frames the work takes less time than three calls with their arguments.
-Elsewhere, and where something is recorded, it is three calls of :func:`attention_block`, and derivatives are theirs.
+At inference on the CPU it is one native call, in float32 also where the tensors are of a half type (:func:`is_lifted`): of a few frames
+the work takes less time than three calls with their arguments. Elsewhere, and where something is recorded, it is three calls of
+:func:`attention_block`, and derivatives are theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from . import _autograd, _backend, _library
 from ._checks import check_probability, check_same, check_stream, check_tensor
 from .attention import check_span
-from .attention_block import BLOCK_WEIGHTS, attention_block, check_block, has_few, is_few, may_go_at_once
+from .attention_block import BLOCK_WEIGHTS, attention_block, check_block, has_few, is_few, is_lifted, lifted, may_go_at_once
 from .philox import as_seed
 from .reference.attention_block import AttentionBlockWeights
 from .reference.emotion_attention import emotion_attention as _definition
@@ -120,9 +121,15 @@ def _at_once(
     try:
         if torch.is_grad_enabled() and _autograd.is_recorded(features, emotion, *of_features[:10], *of_emotion[:10], *of_both[:10]):
             return None
+        dtype = features.dtype
+        if dtype != torch.float32:
+            if not is_lifted(features, emotion, *of_features[:10], *of_emotion[:10], *of_both[:10]):
+                return None
+            features, emotion = features.float(), emotion.float()
+            of_features, of_emotion, of_both = lifted(of_features), lifted(of_emotion), lifted(of_both)
         out: Tensor = _inference(
             features, emotion, *of_features, *of_emotion, *of_both, num_heads, key_mask, emotion_mask, causal, window or 0
         )
     except (RuntimeError, TypeError, AttributeError):
         return None
-    return out
+    return out if dtype == torch.float32 else out.to(dtype)

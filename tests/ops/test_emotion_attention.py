@@ -100,7 +100,7 @@ def test_parity_of_few_frames(target: Target, dtype: torch.dtype, seed: int, at_
         inputs["emotion"] = torch.where(options["emotion_mask"][..., None], emotion, torch.nan)
         options["key_mask"][0] = False  # nothing to attend
     parity.assert_parity(ea(**options), inputs, dtype, target, seed=seed)
-    assert len(at_once) == (dtype == torch.float32 or not target.isa)
+    assert len(at_once) == 1
 
 
 @parity.seeds(3, first=40)
@@ -110,14 +110,25 @@ def test_parity_with_gradients(target: Target, seed: int) -> None:
     parity.assert_parity(ea(**options), inputs, torch.float32, target, differentiate=differentiable(inputs, *without), seed=seed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_other_dtypes_go_block_by_block(dtype: torch.dtype, at_once: list[int]) -> None:
-    inputs, options = draw(2)
+@pytest.mark.parametrize(("dtype", "frames"), [(torch.float64, 9), (torch.bfloat16, 130)], ids=str)
+def test_other_dtypes_go_block_by_block(dtype: torch.dtype, frames: int, at_once: list[int]) -> None:
+    inputs, options = inputs_of(random.Random(1), 2, frames, 7, 32), {"num_heads": 2}
     lowered = parity.cast(inputs, dtype)
     found = ea(**options)(**lowered)
     assert found.dtype == dtype
     assert torch.equal(found, block_by_block(lowered, options))
     assert not at_once
+
+
+@pytest.mark.parametrize(("dtype", "frames"), [(torch.float16, 130), (torch.bfloat16, 9)], ids=str)
+def test_half_types_are_one_call_in_float32(dtype: torch.dtype, frames: int, at_once: list[int]) -> None:
+    inputs, options = inputs_of(random.Random(1), 2, frames, 7, 32), {"num_heads": 2}
+    lowered = parity.cast(inputs, dtype)
+    found = ea(**options)(**lowered)
+    assert torch.equal(found, ea(**options)(**parity.cast(lowered, torch.float32)).to(dtype))
+    assert len(at_once) == 2
+    with pytest.raises(TypeError, match=r"weights\.w_v must have the dtype of x"):
+        ea(**options)(**{**lowered, "both_w_v": inputs["both_w_v"]})
 
 
 def block_by_block(inputs: dict[str, Any], options: dict[str, Any], **more: Any) -> Tensor:
