@@ -1,7 +1,8 @@
 // What all CUDA kernels share: number types, rows of any stride, and the layout of rows on lanes. No host headers: NVRTC compiles this too.
 //
 // Everything is compiled without contraction (-fmad=false); where a product is added to something the code says fmaf. So a result does not
-// depend on which copy of a loop the strides have chosen, and the emulator computes the very bits that a GPU does.
+// depend on which copy of a loop the strides have chosen, and the emulator computes the very bits that a GPU does, but for the tensor
+// cores' sums, ex2.approx and what a NaN carries.
 #pragma once
 
 #include "../kernels.h"

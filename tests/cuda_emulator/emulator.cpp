@@ -222,6 +222,10 @@ void fail(const char* text) {
   __builtin_trap();
 }
 void* shared() { return shared_memory.data(); }
+bool in_shared(const void* p, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(shared_memory.data()), at = reinterpret_cast<uintptr_t>(p);
+  return at >= begin && at + bytes <= begin + shared_memory.size();
+}
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(one_launch);

@@ -83,6 +83,7 @@ void commit_copies();
 void wait_copies(unsigned left);  // until all but the `left` youngest groups are there
 [[noreturn]] void fail(const char* text);
 void* shared();
+bool in_shared(const void* p, size_t bytes);
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 inline void need_full(unsigned mask) {

@@ -24,12 +24,18 @@ inline unsigned short float_to_bfloat(float x) {
 inline unsigned pack_half(float low, float high) { return float_to_half(low) | static_cast<unsigned>(float_to_half(high)) << 16; }
 inline unsigned pack_bfloat(float low, float high) { return float_to_bfloat(low) | static_cast<unsigned>(float_to_bfloat(high)) << 16; }
 
+inline void check_row(const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emu::fail("a row for ldmatrix is not aligned to 16 bytes");
+  if (!emu::in_shared(row, 16)) emu::fail("a row for ldmatrix is not in shared memory");
+}
 inline void load_matrices(unsigned (&x)[4], const void* row) {
+  check_row(row);
   const emu::Brought<const void*> rows(emu::Meeting::kLoadMatrix, row);
   const unsigned lane = emu::current->lane;
   for (unsigned m = 0; m < 4; ++m) std::memcpy(&x[m], static_cast<const unsigned char*>(rows[8 * m + lane / 4]) + lane % 4 * 4, 4);
 }
 inline void load_matrices_transposed(unsigned (&x)[4], const void* row) {
+  check_row(row);
   const emu::Brought<const void*> rows(emu::Meeting::kLoadMatrix, row);
   const unsigned lane = emu::current->lane;
   for (unsigned m = 0; m < 4; ++m) {
@@ -46,6 +52,8 @@ void copy_async(Whole* to, const Whole* from, bool there) {
   static_assert(sizeof(Whole) == 4 || sizeof(Whole) == 8 || sizeof(Whole) == 16);
   if (reinterpret_cast<uintptr_t>(to) % sizeof(Whole) != 0 || (there && reinterpret_cast<uintptr_t>(from) % sizeof(Whole) != 0))
     emu::fail("a copy is not aligned to its size");
+  if (!emu::in_shared(to, sizeof(Whole)) || (there && emu::in_shared(from, 1)))
+    emu::fail("a copy does not go from global to shared memory");
   if (emu::capability >= 80) {
     emu::copy_later(to, there ? from : nullptr, sizeof(Whole));
   } else {
@@ -59,7 +67,7 @@ void wait_copies() {
 }
 
 // A lane's elements as the PTX manual numbers them, two to a register. The hardware adds in an order of its own and cuts sums off; this
-// adds in float32.
+// adds in float32, below 8.0 what comes of the first half of the terms before that of the second, as the two instructions there do.
 template <float (*kToFloat)(unsigned short)>
 float element(const unsigned* registers, int i) {
   return kToFloat(static_cast<unsigned short>(registers[i / 2] >> (i % 2 * 16)));
@@ -80,13 +88,18 @@ void multiply_16x8_as(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsign
       for (int i = 0; i < 8; ++i) left[group + (i % 4 < 2 ? 0 : 8)][within * 2 + (i & 1) + (i < 4 ? 0 : 8)] = element<kToFloat>(x.a, i);
       for (int i = 0; i < 4; ++i) right[within * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = element<kToFloat>(x.b, i);
     }
-    float product[16][8] = {};
-    for (int row = 0; row < 16; ++row)
-      for (int k = 0; k < 16; ++k)
-        for (int column = 0; column < 8; ++column) product[row][column] += left[row][k] * right[k][column];
     for (int lane = 0; lane < 32; ++lane) {
       const Mine x = all[static_cast<unsigned>(lane)];
-      for (int i = 0; i < 4; ++i) result[lane][i] = x.c[i] + product[lane / 4 + (i < 2 ? 0 : 8)][lane % 4 * 2 + (i & 1)];
+      for (int i = 0; i < 4; ++i) result[lane][i] = x.c[i];
+    }
+    const int terms = emu::capability >= 80 ? 16 : 8;
+    for (int from = 0; from < 16; from += terms) {
+      float product[16][8] = {};
+      for (int row = 0; row < 16; ++row)
+        for (int k = from; k < from + terms; ++k)
+          for (int column = 0; column < 8; ++column) product[row][column] += left[row][k] * right[k][column];
+      for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < 4; ++i) result[lane][i] += product[lane / 4 + (i < 2 ? 0 : 8)][lane % 4 * 2 + (i & 1)];
     }
   });
 }

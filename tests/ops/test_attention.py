@@ -192,9 +192,9 @@ def test_any_layout(target: Target, seed: int) -> None:
 @pytest.mark.parametrize("width", [30, 32, 33, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_copying_ahead_changes_no_bit_when_emulated(dtype: torch.dtype, width: int) -> None:
-    """From 8.0 on the next keys are copied while these are multiplied: whatever the lead of a warp, the bits are those of 7.5, which waits.
+    """From 8.0 on the next keys are copied while these are multiplied: whatever the lead of a warp, the bits are those of who waits.
 
-    So does 8.6 for wide heads, since it has less shared memory, and float32 everywhere.
+    In half types that is a made-up 8.1 without room for a second stage (7.5 multiplies in other steps), in float32 everybody.
 
     Steps in which no key is seen are left out, the first, some in the middle and the last; a width of 33 cannot be copied in that way.
     """
@@ -207,7 +207,8 @@ def test_copying_ahead_changes_no_bit_when_emulated(dtype: torch.dtype, width: i
     grads = [parity.normal(rng, 2, 150, 1, width, dtype=dtype)]
     for options in ({"key_mask": mask}, {"key_mask": mask, "causal": True, "window": 90, "dropout_p": 0.2, "seed": 4}):
         found = []
-        for order, capability in (("forward", 75), ("forward", 86), *((order, 90) for order in build.ORDERS)):
+        waits = 75 if dtype == torch.float32 else 81
+        for order, capability in (("forward", waits), ("forward", 86), *((order, 90) for order in build.ORDERS)):
             with build.enabled(order, capability), use_backend("cpu"):
                 found.append(parity.run(partial(attention, **options), inputs, NAMES, grads))
         for other in found[1:]:
