@@ -365,7 +365,7 @@ def is_lifted(x: Tensor, memory: Tensor, *weights: Tensor | None) -> bool:
 
 def lifted(weights: AttentionBlockWeights) -> AttentionBlockWeights:
     """The weights in float32."""
-    return AttentionBlockWeights(*(w.float() if isinstance(w, Tensor) else w for w in weights))
+    return AttentionBlockWeights._make(w.float() if isinstance(w, Tensor) else w for w in weights)
 
 
 def may_go_at_once(
