@@ -4,10 +4,12 @@
 
 namespace emc::cuda {
 
-// Enough tiles to fill a device with warps, and few enough that adding them costs nothing beside the rest.
+// Enough tiles to fill a device with warps, and few enough that adding them costs nothing beside the rest; whole turns of a warp, which
+// takes several rows at once where they are narrow.
 void set_tiles(FusionKlCuda* a) {
-  const int64_t rows = a->kl.walk.rows;
-  a->rows_per_tile = rows >= 8192 * 64 ? 64 : rows >= 8192 * 8 ? rows / 8192 : 8;
+  const int64_t rows = a->kl.walk.rows, at_once = kWarp / lanes_for(a->kl.walk.width);
+  const int64_t wanted = rows >= 8192 * 64 ? 64 : rows >= 8192 * 8 ? rows / 8192 : 8;
+  a->rows_per_tile = (wanted + at_once - 1) / at_once * at_once;
   a->tiles = (rows + a->rows_per_tile - 1) / a->rows_per_tile;
 }
 

@@ -53,6 +53,18 @@ def test_parity(target: Target, dtype: torch.dtype, seed: int, unit: bool) -> No
         parity.assert_parity(partial(loss, reduction=reduction), inputs, dtype, target, differentiate=floats(inputs), seed=seed)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(100, 1), (37, 3), (100, 8), (9, 20), (8192 * 9 + 5, 12), (8192 * 11, 20)])
+def test_every_row_counts_once(target: Target, rows: int, width: int) -> None:
+    """Where several narrow rows are taken at a time, whatever the number of them that are summed together: by the sum of known losses."""
+    if target.backend == "triton" and rows > 1000 and target.device == "cpu":
+        pytest.skip("minutes in the interpreter")
+    shift = torch.arange(rows) % 5
+    inputs = {name: torch.zeros(rows, width) for name in NAMES} | {"mu_r": shift[:, None].expand(rows, width).float()}
+    assert loss(**inputs, reduction="sum").item() == pytest.approx(2 * width * shift.square().sum().item() / 2, rel=1e-6)
+    inputs["mask"] = shift < 3
+    assert loss(**inputs).item() == pytest.approx(width * shift[shift < 3].square().float().mean().item(), rel=1e-6)
+
+
 def test_agrees_with_torch_distributions() -> None:
     inputs = {n: x.double() for n, x in draw(1, 3, 4, 5, masked=False).items()}
     real, face, speech = (Normal(inputs[f"mu_{k}"], (inputs[f"lv_{k}"] / 2).exp()) for k in "rfs")
