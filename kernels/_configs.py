@@ -115,9 +115,9 @@ ATTENTION_CONFIGS: dict[tuple[str, int, int, int], AttentionConfig] = {
     ("forward", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
     ("forward", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
     ("backward queries", 0, 4, 32): AttentionConfig(32, 32, 4, 2),
-    ("backward queries", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
-    ("backward queries", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
-    ("backward keys", 0, 4, 32): AttentionConfig(32, 32, 4, 2),
+    ("backward queries", 0, 4, 64): AttentionConfig(32, 32, 4, 1),
+    ("backward queries", 0, 4, 128): AttentionConfig(32, 16, 8, 1),
+    ("backward keys", 0, 4, 32): AttentionConfig(32, 32, 4, 1),
     ("backward keys", 0, 4, 64): AttentionConfig(32, 32, 4, 2),
     ("backward keys", 0, 4, 128): AttentionConfig(32, 32, 8, 1),
 }

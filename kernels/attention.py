@@ -24,7 +24,7 @@ __all__ = ["attention", "attention_backward"]
 
 _LOG2_E = 1.4426950408889634
 _INF = tl.constexpr(float("inf"))
-_UNSPECIALISED = ("T", "S", "H", "window", "rows_per_seed", "stream", "keep_from", "dropout_scale", "scale", "scale2")
+_UNSPECIALISED = ("T", "S", "H", "B", "window", "rows_per_seed", "stream", "keep_from", "dropout_scale", "scale", "scale2")
 
 
 @triton.jit
@@ -267,6 +267,7 @@ def attention(
     if out.numel() == 0:
         return out, statistics
     config = attention_config("forward", query, d, dropout_p > 0)
+    window = min(window, key.shape[1])  # sums with it stay in 32 bits
     strides, noise = _arguments((query, key, value), key_mask, dropout_p, seed, stream)
     with device_guard(query):
         forward_kernel[(triton.cdiv(t, config.queries) * b * h,)](
@@ -299,6 +300,7 @@ def attention_backward(
     delta = fresh(query, (b, h, t), torch.float32)
     strides, noise = _arguments((grad_out, query, key, value), key_mask, dropout_p, seed, stream)
     factor = _scale(scale, d)
+    window = min(window, s)
     shared = (t, s, h, window, factor, factor * _LOG2_E, *strides, *noise)
     tensors = (grad_out, query, key, value, key_mask, statistics.contiguous(), delta)
     with device_guard(query):

@@ -81,13 +81,18 @@ def cases() -> dict[str, tuple[Callable[[], Any], tuple[int, ...]]]:
         x, far = torch.zeros(64, 750, channels), None if some is None else torch.ones(640, dtype=torch.float64)
         name = f"dtw {channels}{'' if exact else ', estimate'}{'' if some is None else ', bound'}"
         add(name, "dtw", x, x, numbers, some, some, far, exact, targets=targets)
-    for name, dtype, width, dropout, targets in (
-        ("32 bf16", torch.bfloat16, 32, 0.0, TARGETS),
-        ("30 bf16, dropout", torch.bfloat16, 30, 0.1, (80, 90)),
-        ("128 fp16", torch.float16, 128, 0.0, (89, 90)),
-        ("32 fp32", torch.float32, 32, 0.0, (90,)),
+    for name, dtype, clips, width, dropout, targets in (
+        ("32 bf16", torch.bfloat16, 64, 32, 0.0, TARGETS),
+        ("30 bf16, dropout", torch.bfloat16, 64, 30, 0.1, (80, 90)),
+        ("32 bf16, one clip", torch.bfloat16, 1, 32, 0.0, (90,)),
+        ("128 fp16", torch.float16, 64, 128, 0.0, (89, 90)),
+        ("32 fp32", torch.float32, 64, 32, 0.0, (90,)),
+        ("30 fp32, dropout", torch.float32, 64, 30, 0.1, (80, 90)),
+        ("64 fp32", torch.float32, 64, 64, 0.0, (80, 90)),
+        ("64 fp32, dropout", torch.float32, 64, 64, 0.1, (90,)),
+        ("128 fp32", torch.float32, 64, 128, 0.0, (90,)),
     ):
-        x, statistics = randn(64, 750, 4, width, dtype=dtype), torch.zeros(2, 64, 4, 750)
+        x, statistics = randn(clips, 750, 4, width, dtype=dtype), torch.zeros(2, clips, 4, 750)
         options = (None, True, 0, None, dropout, SEED, 0)
         add(f"attention {name}", "attention", x, x, x, *options, targets=targets)
         add(f"attention backward {name}", "attention_backward", x, x, x, x, statistics, *options, targets=targets)

@@ -137,6 +137,16 @@ def test_padding_changes_no_bit(target: Target) -> None:
     assert torch.equal(attention(**inputs, key_mask=mask)[:1, :61], attention(**alone))
 
 
+def test_a_window_beyond_all_keys(target: Target) -> None:
+    """As a number for "no limit"."""
+    inputs = tensors(random.Random(0), 1, 5, 9, 1, 8)
+    without = parity.run(partial(attention, causal=True), inputs, NAMES, [torch.ones(1, 5, 1, 8)])
+    for window in (9, 2**31 - 1, 2**40):
+        parity.assert_same_bits(
+            without, parity.run(partial(attention, causal=True, window=window), inputs, NAMES, [torch.ones(1, 5, 1, 8)]), str(window)
+        )
+
+
 def test_causal_window(target: Target) -> None:
     """Query t sees the last `window` keys up to t + S - T: checked by values that name their key."""
     t, s, window = 7, 11, 3
