@@ -159,9 +159,10 @@ def _log(operator: Operator, device: str, dtype: torch.dtype, choice: str, refus
     elif passed and not any(passed.values()):  # there was a choice
         why = f" ({source})"
     logger.info("%s on %s in %s is served by %s%s", operator.name, device, str(dtype).removeprefix("torch."), choice, why)
-    if choice == "reference" and native().problem and not _warned:
+    problem = native().problem or (native().cuda_problem if device == "cuda" else "")
+    if choice == "reference" and problem and not _warned:
         _warned = True
-        logger.warning("the operators run in plain PyTorch, slower than they could: %s", native().problem)
+        logger.warning("the operators run in plain PyTorch, slower than they could: %s", problem)
 
 
 # Under torch.compile the decision is taken once, while tracing, and its result is a constant of the graph: what

@@ -194,6 +194,8 @@ class NativeLibrary:
             return self.problem
         built = self.stamp["cuda"]
         if reason := self.handle.emc_fast_cuda_problem().decode():
+            if reason == "built without CUDA":
+                return f"the library was built without CUDA: {built}"
             return f"the CUDA runtime in the library ({built}) cannot work here: {reason}"
         oldest = min(int(target) for target in re.findall(r"\d+", built.partition(" for ")[2]))  # as code, or as PTX
         for index in range(torch.cuda.device_count()):

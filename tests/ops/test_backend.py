@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,17 @@ except emc_fast.errors.BackendError as error:
     assert done.stderr.count("WARNING the operators run in plain PyTorch, slower than they could: the native library") == 1
     assert "the back end 'cpu' was asked for and cannot serve: the native library" in done.stdout
     assert "there is no such file" in done.stdout
+
+
+def test_says_once_that_the_cuda_kernels_cannot_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A library built without CUDA, or for a newer driver, on a machine with a GPU: not only where somebody reads INFO."""
+    monkeypatch.setattr(_backend, "native", lambda: SimpleNamespace(problem="", cuda_problem="the driver is too old"))
+    monkeypatch.setattr(_backend, "_logged", set())
+    monkeypatch.setattr(_backend, "_warned", False)
+    for name in ("dropout", "attention"):
+        _backend._log(_backend.OPERATORS[name], "cuda", torch.float32, "reference", (), "")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the operators run in plain PyTorch, slower than they could: the driver is too old"]
 
 
 def test_instruction_set_that_is_not_there() -> None:
