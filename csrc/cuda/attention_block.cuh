@@ -225,17 +225,33 @@ __global__ void __launch_bounds__(kThreads, 2) attention_block_backward(const Bl
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_block_sums(const BlockEpilogue a) {
   const int64_t chunks = (a.width + kColumnsAtOnce - 1) / kColumnsAtOnce;
-  const BlockOperand partial{a.partial, DType::kFloat32, a.width % kVector == 0};
   for (int64_t item = blockIdx.x; item < 3 * chunks; item += gridDim.x) {
     const int64_t which = item / chunks, i = (item - which * chunks) * kColumnsAtOnce + threadIdx.x % kWarp * kVector;
     float sums[1][kVector] = {};
-    if (i < a.width)
-      for (int64_t group = threadIdx.x / kWarp; group < a.groups; group += kThreads / kWarp) {
-        float x[kVector];
-        load(partial, group * 3 + which, i, a.width, x);
+    constexpr int kStep = kThreads / kWarp, kAhead = 8;  // loads that are on their way at once: a few blocks do all of it
+    if (i < a.width) {
+      const float* from = a.partial + which * a.width + i;
+      const auto add = [&](auto wide, int64_t group, auto count) {
+        float x[decltype(count)::kValue][kVector];
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) sums[0][k] += x[k];
+        for (int n = 0; n < decltype(count)::kValue; ++n)
+          load(from + (group + n * kStep) * 3 * a.width, 1, a.width - i, decltype(wide)::kValue != 0, x[n]);
+#pragma unroll
+        for (int n = 0; n < decltype(count)::kValue; ++n)
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) sums[0][k] += x[n][k];
+      };
+      const auto add_all = [&](auto wide) {
+        int64_t group = threadIdx.x / kWarp;
+        for (; group + (kAhead - 1) * kStep < a.groups; group += kAhead * kStep) add(wide, group, Number<kAhead>());
+        for (; group < a.groups; group += kStep) add(wide, group, Number<1>());
+      };
+      if (a.width % kVector == 0) {
+        add_all(Number<1>());
+      } else {
+        add_all(Number<0>());
       }
+    }
     if (add_warps(shared_memory<T>(), sums) && i < a.width)
       store(which == 0 ? a.grad_weight : which == 1 ? a.grad_bias : a.grad_update_sum, 0, i, a.width, sums[0]);
   }

@@ -38,11 +38,22 @@ __device__ __forceinline__ void add_heads(const Joint& joint, int b, int t, int 
     for (int k = 0; k < kVector; ++k) y[k] += x[k];
   }
   float sum[kVector] = {};
-#pragma unroll 1
-  for (int h = 0; h < heads; ++h) {
-    load(joint.partial + ((static_cast<int64_t>(b) * heads + h) * length + t) * width + i, 1, width - i, wide, x);
+  const float* part = joint.partial + (static_cast<int64_t>(b) * heads * length + t) * width + i;
+  const int64_t step = static_cast<int64_t>(length) * width;
+  if (wide) {  // by itself, so that the loads of several heads are on their way at once
+#pragma unroll 4
+    for (int h = 0; h < heads; ++h, part += step) {
+      load(part, 1, width - i, true, x);
 #pragma unroll
-    for (int k = 0; k < kVector; ++k) sum[k] += x[k];
+      for (int k = 0; k < kVector; ++k) sum[k] += x[k];
+    }
+  } else {
+#pragma unroll 1
+    for (int h = 0; h < heads; ++h, part += step) {
+      load(part, 1, width - i, false, x);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) sum[k] += x[k];
+    }
   }
 #pragma unroll
   for (int k = 0; k < kVector; ++k) y[k] += sum[k];
@@ -114,17 +125,34 @@ __device__ __forceinline__ void put(T* to, const float (&y)[kVector]) {
   v.store(to, kVector, true);
 }
 
-// Columns from .. from + kInner of the rows of an entry into a tile; zeros beyond what there is, and for rows that are masked.
+// Whole vectors on their way into a tile, each to `to` from `from` if it is `there`, else zeros; to be waited for.
+template <class T>
+__device__ __forceinline__ void copy_vector(T* to, const T* from, bool there) {
+  using Whole = typename Vector<T>::Whole;
+  copy_async(reinterpret_cast<Whole*>(to), reinterpret_cast<const Whole*>(from), there);
+}
+
+// Columns from .. from + kInner of the rows of an entry into a tile; zeros beyond what there is, and for rows that are masked. What needs
+// no sum is on its way then, to be waited for.
 template <class T>
 __device__ __forceinline__ void stage_rows(const FewHeads& a, const FewPlace& at, const FewRows& rows, int length, const unsigned* seen,
                                            const float* statistics, int from, T* tile) {
   using Tiles = FewTiles<T>;
   constexpr int kParts = Tiles::kInner / kVector;
+  const auto is_there = [&](int t, int i) { return t < length && i < a.width && (seen == nullptr || bit(seen[t / 32], t % 32)); };
+  if (a.wide && rows.joint.partial == nullptr) {
+    const T* const first = static_cast<const T*>(rows.data) + static_cast<int64_t>(at.b) * length * a.width;
+    for (int place = static_cast<int>(threadIdx.x); place < Tiles::kRows * kParts; place += kFewThreads) {
+      const int t = place / kParts, column = place % kParts * kVector, i = from + column;
+      copy_vector(tile + t * Tiles::kPitch + column, first + static_cast<int64_t>(t) * a.width + i, is_there(t, i));
+    }
+    return;
+  }
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < Tiles::kRows * kParts; place += kFewThreads) {
     const int t = place / kParts, column = place % kParts * kVector, i = from + column;
     float y[kVector] = {};
-    if (t < length && i < a.width && (seen == nullptr || bit(seen[t / 32], t % 32))) {
+    if (is_there(t, i)) {
       few_row<T>(rows, at.b, t, length, a.heads, a.width, i, a.wide, y);
       if (rows.joint.partial != nullptr) normalise<T>(rows.joint, a.width, i, a.wide, statistics[2 * t], statistics[2 * t + 1], y);
     }
@@ -133,17 +161,24 @@ __device__ __forceinline__ void stage_rows(const FewHeads& a, const FewPlace& at
 }
 
 // rows x columns of a dense matrix of a.width columns, from (row, column) on, into a tile of whole vectors; zeros from `valid_columns` on,
-// and beyond the matrix.
+// and beyond the matrix. Where it is `wide` they are on their way then, to be waited for.
 template <class T, int kColumns, int kPitch>
 __device__ __forceinline__ void stage_weights(const FewHeads& a, const void* weights, int row, int rows, int valid_rows, int column,
                                               int valid_columns, bool wide, T* tile) {
   constexpr int kParts = kColumns / kVector;
+  const T* const first = static_cast<const T*>(weights) + static_cast<int64_t>(row) * a.width + column;
+  if (wide) {
+    for (int place = static_cast<int>(threadIdx.x); place < rows * kParts; place += kFewThreads) {
+      const int r = place / kParts, c = place % kParts * kVector;
+      copy_vector(tile + r * kPitch + c, first + static_cast<int64_t>(r) * a.width + c, r < valid_rows && c < valid_columns);
+    }
+    return;
+  }
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < rows * kParts; place += kFewThreads) {
     const int r = place / kParts, c = place % kParts * kVector;
     float y[kVector] = {};
-    if (r < valid_rows && c < valid_columns)
-      load(static_cast<const T*>(weights) + static_cast<int64_t>(row + r) * a.width + column + c, 1, valid_columns - c, wide, y);
+    if (r < valid_rows && c < valid_columns) load(first + static_cast<int64_t>(r) * a.width + c, 1, valid_columns - c, false, y);
     put(tile + r * kPitch + c, y);
   }
 }
@@ -225,6 +260,8 @@ __device__ __forceinline__ void few_heads_with(const FewHeads& a, const FewBlock
     for (int m = 0; m < 3; ++m)
       stage_weights<T, Tiles::kInner, kPitch>(a, matrices[m], at.h * a.head_width, kHead, a.head_width, from, left, a.wide,
                                               weights + m * kHead * kPitch);
+    commit_copies();
+    wait_copies<0>();
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < Tiles::kUnits; ++i) {
@@ -264,6 +301,12 @@ __device__ __forceinline__ void few_heads_with(const FewHeads& a, const FewBlock
   }
   __syncthreads();
 
+  const auto stage_outputs = [&](int from) {
+    stage_weights<T, kHead, kHeadPitch>(a, p.w_o, from, Tiles::kOutputs, a.width - from, at.h * a.head_width, a.head_width, a.wide_heads,
+                                        rows);
+    commit_copies();
+  };
+  stage_outputs(0);  // on its way while the warps attend
   if (at.warp < query_tiles) {
     T* const queries = projected + at.warp * kTile * kHeadPitch;
     Sums scores[Tiles::kRowTiles], out[kHead / kTile];
@@ -292,9 +335,11 @@ __device__ __forceinline__ void few_heads_with(const FewHeads& a, const FewBlock
   float* const partial = p.partial + (static_cast<int64_t>(at.b) * a.heads + at.h) * p.queries * a.width;
 #pragma unroll 1
   for (int from = 0; from < a.width; from += Tiles::kOutputs) {
-    __syncthreads();
-    stage_weights<T, kHead, kHeadPitch>(a, p.w_o, from, Tiles::kOutputs, a.width - from, at.h * a.head_width, a.head_width, a.wide_heads,
-                                        rows);
+    if (from > 0) {
+      __syncthreads();
+      stage_outputs(from);
+    }
+    wait_copies<0>();
     __syncthreads();
 #pragma unroll 1
     for (int unit = at.warp; unit < 2 * query_tiles; unit += kFewWarps) {
