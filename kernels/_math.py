@@ -26,10 +26,14 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a b, float32 operands without TF32; the interpreter would multiply the bits of bfloat16."""
+    """acc + a b, float32 operands without TF32.
+
+    The interpreter would multiply the bits of bfloat16. And its products are those of NumPy's library, which on some processors are not the
+    same sums when both operands are transposed; where values cancel, as all do with one key, backward relies on that.
+    """
     if _INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), acc.to(tl.float64), input_precision="ieee", out_dtype=tl.float64)
+        return wide.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
