@@ -21,12 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import DataError
 
 CEPSTRA = 13
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; below, the mel filters do not fit, and above no recording is meant
+_LARGEST_SAMPLE = 2.0**31  # an integer format's, unscaled; the energy of much larger ones overflows
 _WINDOW_MS, _HOP_MS = 25.0, 10.0
 _DELTA_REACH = 2  # a window of five
 
 
 def load_audio(path: str | Path) -> tuple[NDArray[np.float32], int]:
-    """Read a sound file of any rate, width and number of channels.
+    """Read a sound file of any width and number of channels and any rate from 1 kHz to 1 MHz.
 
     Args:
         path: a file that libsndfile can read (wav, flac, ogg, ...).
@@ -35,7 +37,8 @@ def load_audio(path: str | Path) -> tuple[NDArray[np.float32], int]:
         ``(waveform, sample_rate)``: the mean of the channels as float32 of shape ``(samples,)`` in [-1, 1], and the rate in Hz.
 
     Raises:
-        DataError: the file is absent, unreadable, cut off, empty, or holds values that are not finite.
+        DataError: the file is absent, unreadable, cut off, empty, of a rate outside these bounds, or holds values that are not finite
+            or absurdly large.
     """
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -44,9 +47,13 @@ def load_audio(path: str | Path) -> tuple[NDArray[np.float32], int]:
     _refuse_cut_wav(Path(path))
     if len(samples) == 0:
         raise DataError(f"{path}: holds no samples; at least one is needed")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise DataError(f"{path}: has a rate of {rate} Hz by its header; {LOWEST_RATE} to {HIGHEST_RATE} Hz are taken")
+    usable = (np.abs(samples) <= _LARGEST_SAMPLE).all(axis=1)  # False for NaN too
+    if not usable.all():
+        place = int(np.argmin(usable))
+        raise DataError(f"{path}: sample {place} is {samples[place].tolist()}; finite numbers, usually in [-1, 1], are taken")
     waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(waveform).all():
-        raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(waveform)))} is not a finite number")
     return np.ascontiguousarray(waveform, dtype=np.float32), int(rate)
 
 
@@ -74,8 +81,8 @@ def _refuse_cut_wav(path: Path) -> None:
 
 def samples_per_frame(sample_rate: int, fps: float) -> int:
     """Samples of one video frame, rounded down as the published loader does (1764 at 44.1 kHz and 25 fps)."""
-    if not (sample_rate > 0 and fps > 0):
-        raise ValueError(f"sample_rate and fps must be positive, got {sample_rate} and {fps}")
+    if not (LOWEST_RATE <= sample_rate <= HIGHEST_RATE and fps > 0):
+        raise ValueError(f"sample_rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz and fps positive, got {sample_rate} and {fps}")
     return int(sample_rate / fps)
 
 
@@ -112,7 +119,7 @@ def mfcc(waveform: ArrayLike, sample_rate: int, *, fps: float = 25, num_frames: 
 
     Args:
         waveform: ``(samples,)`` in [-1, 1], not scaled to 16-bit integers.
-        sample_rate: in Hz; any rate whose frames hold at least one window of 25 ms.
+        sample_rate: in Hz, 1 kHz to 1 MHz; a frame must hold at least one window of 25 ms.
         fps: video frames per second.
         num_frames: rows wanted; the waveform is zero-padded or truncated to them. Default: as many as it touches.
 
@@ -121,7 +128,7 @@ def mfcc(waveform: ArrayLike, sample_rate: int, *, fps: float = 25, num_frames: 
         beside it, because no window reaches over the edge of its frame.
 
     Raises:
-        ValueError: the waveform is not one-dimensional, or a video frame is shorter than one window.
+        ValueError: the waveform is not one-dimensional, the rate is out of bounds, or a video frame is shorter than one window.
     """
     frames = framed(waveform, sample_rate, fps, num_frames)
     windows = windows_per_frame(sample_rate, fps)

@@ -114,7 +114,12 @@ class FeatureCache:
             if index["format"] != _FORMAT or index["options"] != options.describe() or index["widths"] != options.widths:
                 return None
             for stream, width in index["widths"].items():
-                rows = sum(clip["rows"].get(stream, (0, 0))[1] for clip in index["clips"].values())
+                rows = 0
+                for clip in index["clips"].values():  # in the order in which their rows were written
+                    start, count = clip["rows"].get(stream, (rows, 0))
+                    if start != rows or count < 0:
+                        return None
+                    rows += count
                 if (directory / index["generation"] / f"{stream}.f32").stat().st_size != 4 * rows * width:
                     return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -184,7 +184,7 @@ class REACTDataset(Dataset[dict[str, Any]]):
         images = list_frames(speaker.frames) if self.input == "image" and speaker.frames is not None else None
         visual, sound = _counts(heard, seen, images)
         total = min(visual.values(), default=sound)
-        self._report_lengths(speaker.name, total, visual, sound)
+        self._report_lengths(speaker.name, total, visual, sound, len(heard.get("speech_emotion", ())))
         length = total if self.clip_length is None else min(total, self.clip_length)
         start = int(draw.integers(total - length + 1)) if self.random_crop else 0
         crop = slice(start, start + length)
@@ -257,12 +257,17 @@ class REACTDataset(Dataset[dict[str, Any]]):
         values, there = self._part(streams, "coefficients", clip, crop)
         return values - self.mean_face, there
 
-    def _report_lengths(self, name: str, total: int, visual: dict[str, int], sound: int) -> None:
+    def _report_lengths(self, name: str, total: int, visual: dict[str, int], sound: int, recognised: int) -> None:
         for kind, frames in visual.items():
             if frames > total + 1:
                 self._tell(name, kind, f"{frames} frames are cut to {total}, the shortest stream of the pair")
         if 0 < sound < total - 1:
             self._tell(name, "sound", f"ends after {sound} of {total} frames; the rest is unavailable")
+        # Speech emotion may go with the sound or with the picture; shorter or longer than both it was made of something else.
+        if sound and recognised < min(total, sound) - 1:
+            self._tell(name, "speech_emotion", f"ends after {recognised} of {min(total, sound)} frames; the rest is unavailable")
+        if sound and recognised > max(total, sound) + 1:
+            self._tell(name, "speech_emotion", f"{recognised} frames are cut to {total}, the length of the clip")
 
     def _tell(self, name: str, kind: str, what: str) -> None:
         if (name, kind) not in self._told:
@@ -294,7 +299,14 @@ class REACTDataset(Dataset[dict[str, Any]]):
         if stored.is_file():
             return read_mean_face(stored)
         mean = mean_coefficients(clips)
-        write_array(stored, mean)
+        try:
+            write_array(stored, mean)
+        except OSError as error:  # a read-only or full disk costs the next start a few seconds, not this one its run
+            self._tell(
+                str(stored),
+                "mean face",
+                f"cannot be kept ({error.strerror}); each start computes it anew until mean_face.npy is in the tree",
+            )
         return mean
 
 

@@ -16,7 +16,7 @@ def list_frames(folder: str | Path) -> list[Path]:
     """The png files of a clip in the order of their numbers (``2.png`` before ``10.png``).
 
     Raises:
-        DataError: the folder is unreadable, holds no png, or a png whose name is not a number.
+        DataError: the folder is unreadable, holds no png, or a png whose name is not a number, or a number is missing or there twice.
     """
     folder = Path(folder)
     try:
@@ -28,7 +28,15 @@ def list_frames(folder: str | Path) -> list[Path]:
     for path in paths:
         if not path.stem.isdecimal():
             raise DataError(f"{path}: the name of a frame is its number (1.png, 2.png, ...)")
-    return sorted(paths, key=lambda path: int(path.stem))
+    paths.sort(key=lambda path: int(path.stem))
+    # Frame t is the t-th file: after a gap all frames would go with the sound and emotion of earlier ones.
+    for wanted, path in enumerate(paths, start=min(int(paths[0].stem), 1)):
+        number = int(path.stem)
+        if number > wanted:
+            raise DataError(f"{folder}: frame {wanted} is missing, {path.name} comes next; numbers without a gap, from 0 or 1, are taken")
+        if number < wanted:
+            raise DataError(f"{path}: is a second frame {number}; one png per number is taken")
+    return paths
 
 
 def load_frame(path: str | Path) -> NDArray[np.float32]:

@@ -46,7 +46,7 @@ def read_list(path: str | Path) -> list[tuple[int, tuple[str, str]]]:
         for each row its line number and (speaker path, listener path), in the order of the file.
 
     Raises:
-        DataError: absent, unreadable, without rows, or a row is not ``index, speaker, listener`` (the line is named).
+        DataError: absent, unreadable, without header or rows, or a row is not ``index, speaker, listener`` (the line is named).
     """
     path = Path(path)
     try:
@@ -57,6 +57,9 @@ def read_list(path: str | Path) -> list[tuple[int, tuple[str, str]]]:
         raise DataError(f"{path}: the list of the split is absent; a csv of index, speaker path, listener path is taken") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as csv ({error})") from error
+    unheaded = next((cell for _, cells in rows[:1] for cell in cells if _clip_name(cell)), None)
+    if unheaded is not None:
+        raise DataError(f"{path}: line 1 names the clip {unheaded[:80]!r}; a header is taken there; put 'index,speaker,listener' above it")
     pairs = []
     for line, cells in rows[1:]:
         if not any(cell.strip() for cell in cells):
@@ -72,10 +75,16 @@ def read_list(path: str | Path) -> list[tuple[int, tuple[str, str]]]:
     return pairs
 
 
-def _checked(path: Path, line: int, cell: str) -> str:
+def _clip_name(cell: str) -> str | None:
+    """The clip that a cell names, or None where it holds no path of a clip."""
     name = cell.strip().replace("\\", "/").strip("/")
     parts = name.split("/")
-    if len(parts) < 4 or any(part in ("", ".", "..") or "\0" in part for part in parts):
+    return None if len(parts) < 4 or any(part in ("", ".", "..") or "\0" in part for part in parts) else name
+
+
+def _checked(path: Path, line: int, cell: str) -> str:
+    name = _clip_name(cell)
+    if name is None:
         raise DataError(f"{path}: line {line} holds {cell[:80]!r}; a relative path site/session/person/clip is taken")
     return name
 

@@ -7,6 +7,7 @@ else that is not as documented is a :class:`~emc_fast.errors.DataError`.
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +20,79 @@ from .names import COEFFICIENT_DIM, EMOTION_DIM, EMOTION_NAMES, SPEECH_EMOTION_D
 def read_emotion(path: str | Path) -> NDArray[np.float32]:
     """Read an emotion csv: one header row, then a row of 25 numbers per frame.
 
+    Where the header holds all the names of :data:`~emc_fast.data.EMOTION_NAMES` (whatever their case, spaces and signs, and AU01 for
+    AU1), they say which column is which. Columns under names of other kinds count by their place, as in the published loader.
+
     Returns:
         float32 ``(T, 25)`` in the order of :data:`~emc_fast.data.EMOTION_NAMES`; empty cells are NaN.
 
     Raises:
-        DataError: the file is unreadable or empty, a row has another width, or a cell is not a number (line and column are named).
+        DataError: the file is unreadable or empty, a row has another width, a cell is not a number (line and column are named), or
+            the header gives a known name to another's column and lacks names to order the columns by.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        header = next(csv.reader(lines[:1]), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as csv text ({error})") from error
     if not lines:
         raise DataError(f"{path}: is empty; a header row and one row of {EMOTION_DIM} numbers per frame are taken")
-    width = len(next(csv.reader(lines[:1]), []))
-    if width != EMOTION_DIM:
-        raise DataError(f"{path}: has {width} columns; the {EMOTION_DIM} columns {EMOTION_NAMES[0]} ... {EMOTION_NAMES[-1]} are taken")
-    if _is_numeric(lines[0]):
+    if len(header) != EMOTION_DIM:
+        raise DataError(
+            f"{path}: has {len(header)} columns; the {EMOTION_DIM} columns {EMOTION_NAMES[0]} ... {EMOTION_NAMES[-1]} are taken"
+        )
+    if _is_data(header):
         raise DataError(f"{path}: line 1 holds numbers; a header row with the names of the columns is taken there")
+    order = _column_order(path, header)
     rows = [line for line in lines[1:] if line.strip()]
     if not rows:
         raise DataError(f"{path}: has a header and no rows; one row per frame is needed")
     try:
         values = np.loadtxt(rows, delimiter=",", dtype=np.float32, ndmin=2, comments=None)
     except (ValueError, OverflowError):
-        values = _read_slowly(path, lines)
+        values = _read_slowly(path, lines, header)
     if values.shape[1] != EMOTION_DIM:
-        values = _read_slowly(path, lines)
-    return _mark_infinite(values)
+        values = _read_slowly(path, lines, header)
+    return _mark_infinite(values.take(order, axis=1))
 
 
-def _is_numeric(line: str) -> bool:
+def _is_data(cells: list[str]) -> bool:
+    """Whether a row holds numbers and holes alone, so that it is a frame and no header."""
     try:
-        return bool([float(cell) for cell in line.split(",")])
+        for cell in cells:
+            float(cell if cell.strip() else "nan")
     except ValueError:
         return False
+    return True
 
 
-def _read_slowly(path: str | Path, lines: list[str]) -> NDArray[np.float32]:
+def _key(name: str) -> str:
+    """A column's name without that in which files differ: case, spaces, signs, and the zero of AU01."""
+    return re.sub(r"^au0+", "au", re.sub(r"[\W_]+", "", name.casefold()))
+
+
+_EMOTION_KEYS = [_key(name) for name in EMOTION_NAMES]
+
+
+def _column_order(path: str | Path, header: list[str]) -> list[int]:
+    """Where in the file each of the 25 columns stands."""
+    keys = [_key(cell) for cell in header]
+    missing = [name for name, key in zip(EMOTION_NAMES, _EMOTION_KEYS, strict=True) if key not in keys]
+    if not missing:
+        return [keys.index(key) for key in _EMOTION_KEYS]
+    for column, key in enumerate(keys):
+        # Foreign names say nothing about the order, but a known one in another's place says that it is not ours.
+        if key in _EMOTION_KEYS and key != _EMOTION_KEYS[column]:
+            raise DataError(
+                f"{path}: line 1 calls column {column + 1} {header[column].strip()[:40]!r}, the name of column "
+                f"{_EMOTION_KEYS.index(key) + 1}; columns in another order are taken where all names are there, and these are not: "
+                f"{', '.join(missing)}"
+            )
+    return list(range(EMOTION_DIM))
+
+
+def _read_slowly(path: str | Path, lines: list[str], header: list[str]) -> NDArray[np.float32]:
     """The csv again, cell by cell: takes empty and quoted cells, and knows where the fault is."""
     rows: list[list[float]] = []
     reader = csv.reader(lines)
@@ -71,7 +107,7 @@ def _read_slowly(path: str | Path, lines: list[str]) -> NDArray[np.float32]:
                 try:
                     row.append(float(cell) if cell.strip() else np.nan)
                 except ValueError:
-                    where = f"line {reader.line_num}, column {column} ({EMOTION_NAMES[column - 1]})"
+                    where = f"line {reader.line_num}, column {column} ({header[column - 1].strip()[:40]})"
                     raise DataError(f"{path}: {where} holds {cell[:40]!r}, a number is taken") from None
             rows.append(row)
     except csv.Error as error:

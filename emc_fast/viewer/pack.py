@@ -90,7 +90,7 @@ def pack_stream(
 def pack_audio(sound: bytes, *, fps: float, frames: int, name: str) -> dict[str, Any]:
     """The sound as a data URI, and its loudness per video frame (RMS, 0..255 of the loudest) for the speech track.
 
-    Raises DataError when libsndfile cannot read it.
+    Raises DataError when libsndfile cannot read it, or when it holds samples that are not finite.
     """
     import soundfile
 
@@ -100,6 +100,8 @@ def pack_audio(sound: bytes, *, fps: float, frames: int, name: str) -> dict[str,
         raise DataError(f"audio: cannot read {name} as a sound file ({error}); give a wav, flac or ogg file") from error
     if not len(wave):
         raise DataError(f"audio: {name} holds no samples")
+    if not np.isfinite(wave).all():
+        raise DataError(f"audio: {name} holds samples that are not finite; a recording of numbers, usually in [-1, 1], is taken")
     power = np.square(wave.mean(axis=1, dtype=np.float64))
     edges = np.minimum((np.arange(frames + 1) * (rate / fps)).astype(np.int64), len(power))
     sums = np.concatenate([[0.0], np.cumsum(power)])

@@ -72,6 +72,8 @@ def write_html(
     frames = _length(length, total)
     if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
         raise DataError(f"fps: got {fps!r}, takes a positive number of frames per second")
+    if not isinstance(title, str):
+        raise DataError(f"title: got {title!r}, takes a string (none: '')")
     names = _names(draw_names, draws)
 
     emotion = emotion[:, :frames]

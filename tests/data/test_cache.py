@@ -113,7 +113,7 @@ def test_other_options_are_another_cache(tmp_path, tree):
     assert len(list(tmp_path.glob("val-*"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["index", "stream", "generation", "format"])
+@pytest.mark.parametrize("damage", ["index", "stream", "generation", "format", "exchanged", "overlapping"])
 def test_a_damaged_cache_is_built_anew(tmp_path, clips, damage):
     folder = tmp_path / "c"
     build(folder, clips)
@@ -124,6 +124,10 @@ def test_a_damaged_cache_is_built_anew(tmp_path, clips, damage):
         os.truncate(folder / index["generation"] / "mfcc.f32", 100)
     elif damage == "generation":
         shutil.rmtree(folder / index["generation"])
+    elif damage in ("exchanged", "overlapping"):  # the totals are as before
+        one, two, *_ = (clip["rows"] for clip in index["clips"].values())
+        one["mfcc"][0], two["mfcc"][0] = (two["mfcc"][0], one["mfcc"][0]) if damage == "exchanged" else (0, 1)
+        (folder / "index.json").write_text(json.dumps(index))
     else:
         (folder / "index.json").write_text(json.dumps({**index, "format": 0}))
     same(build(folder, clips), clips)
@@ -142,12 +146,14 @@ def test_faults_are_all_named_and_the_good_clips_kept(tmp_path, tree, reads):
     clips = React2024(tmp_path / "t", "val").clips
     clips[1].audio.write_bytes(b"RIFF")
     clips[3].emotion.write_text("")
-    with pytest.raises(DataError, match="2 of 8 clips cannot be used") as caught:
+    sound = clips[5].audio.read_bytes()
+    clips[5].audio.write_bytes(sound[:24] + b"\x0a\0\0\0" + sound[28:])  # 10 Hz
+    with pytest.raises(DataError, match="3 of 8 clips cannot be used") as caught:
         build(tmp_path / "c", clips)
-    assert str(clips[1].audio) in str(caught.value)
-    assert str(clips[3].emotion) in str(caught.value)
+    for path in (clips[1].audio, clips[3].emotion, clips[5].audio):
+        assert str(path) in str(caught.value)
     reads.clear()
-    good = [clip for i, clip in enumerate(clips) if i not in (1, 3)]
+    good = [clip for i, clip in enumerate(clips) if i not in (1, 3, 5)]
     same(build(tmp_path / "c", good), good)
     assert reads == []
 

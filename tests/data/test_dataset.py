@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -222,6 +223,41 @@ def test_sound_that_ends_early_leaves_its_frames_unavailable(own, caplog):
     assert "ends after 41 of 60 frames" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("rows", "sound", "says", "there"),
+    [
+        (59, 60, None, 59),
+        (61, 60, None, 60),
+        (90, 90, None, 60),  # as long as the sound, which the picture cuts
+        (60, 90, None, 60),  # as long as the picture
+        (7, 60, "ends after 7 of 60 frames; the rest is unavailable", 7),
+        (75, 60, "75 frames are cut to 60, the length of the clip", 60),
+        (7, 20, "ends after 7 of 20 frames; the rest is unavailable", 7),
+    ],
+)
+def test_speech_emotion_of_another_length_is_said_once(own, caplog, rows, sound, says, there):
+    clip = first_speaker(own)
+    wave, rate = load_audio(clip.audio)
+    soundfile.write(clip.audio, np.resize(wave, 640 * sound), rate)
+    path = own / "val" / "Speech_emotion" / f"{clip.name}.npy"
+    path.parent.mkdir(parents=True)
+    np.save(path, np.zeros((rows, 10)))
+    data = REACTDataset(own, "val")
+    with caplog.at_level(logging.WARNING, "emc_fast.data"):
+        items = [data[0], data[0]]
+    assert items[0]["speech_available"].sum() == there
+    assert [r.getMessage() for r in caplog.records if ": speech_emotion: " in r.getMessage()] == (
+        [f"{clip.name}: speech_emotion: {says}"] if says else []
+    )
+
+
+def test_a_recogniser_that_gives_nothing_is_said(own, caplog):
+    with caplog.at_level(logging.WARNING, "emc_fast.data"):
+        item = REACTDataset(own, "val", speech_emotion=lambda waveform, rate, *, fps: np.zeros((0, 10)))[0]
+    assert not item["speech_available"].any()
+    assert "speech_emotion: ends after 0 of 60 frames" in caplog.text
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_precomputed_and_pluggable_speech_emotion(own, tmp_path, cached):
     clip = first_speaker(own)
@@ -261,6 +297,26 @@ def test_the_mean_face_of_the_training_clips_when_none_comes_along(own, tmp_path
     np.testing.assert_array_equal(again.mean_face, data.mean_face)
     np.save(files(own, "train", "3D_FV_files")[0], np.full((61, 1, 58), 9.0))
     assert (REACTDataset(own, "val", cache_dir=tmp_path / "cache", progress=False).mean_face > data.mean_face).all()
+
+
+def test_a_mean_face_that_cannot_be_kept_stops_no_start(own, tmp_path, monkeypatch, caplog):
+    (own / "mean_face.npy").unlink()
+    options = {"cache_dir": tmp_path / "cache", "progress": False}
+    kept = REACTDataset(own, "val", **options).mean_face
+    (file,) = (tmp_path / "cache").glob("mean_face-*.npy")
+    file.unlink()  # as after `emc-fast features`, which has no use for it
+
+    def read_only(path, array):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path.with_name("aside")))
+
+    monkeypatch.setattr(dataset_module, "write_array", read_only)
+    with caplog.at_level(logging.WARNING, "emc_fast.data"):
+        data = REACTDataset(own, "val", **options)
+    np.testing.assert_array_equal(data.mean_face, kept)
+    assert data[0]["face"].isfinite().all()
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{file}: mean face: cannot be kept (Read-only file system); each start computes it anew until mean_face.npy is in the tree"
+    ]
 
 
 def test_the_matrix_when_asked_for(own):

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emc_fast.data import EMOTION_NAMES, load_audio, read_coefficients, read_emotion
+from emc_fast.data.audio import mfcc
+from emc_fast.data.frames import list_frames
 from emc_fast.data.react2024 import read_list
 from emc_fast.data.readers import load_array, read_mean_face, read_speech_emotion
 from emc_fast.errors import DataError
@@ -41,6 +43,26 @@ def test_emotion_as_spreadsheets_write_it(tmp_path, text):
     np.testing.assert_allclose(read_emotion(put(tmp_path, "a.csv", content)), [np.arange(25) / 25], atol=1e-6)
 
 
+def spelled(*names: str) -> str:
+    return ",".join(names)
+
+
+@pytest.mark.parametrize(
+    "respell", [str, str.upper, " {} ".format, '"{}"'.format, lambda name: name.replace("AU", "AU0").replace("AU01", "au 1")]
+)
+def test_emotion_columns_are_found_by_their_names(tmp_path, respell):
+    order = np.random.default_rng(0).permutation(25)
+    table = [spelled(*(respell(EMOTION_NAMES[i]) for i in order)), spelled(*(ROW.split(",")[i] for i in order))]
+    for row in (table[1], f'"{table[1].split(",")[0]}"' + "," + table[1].split(",", 1)[1]):  # read at once, and cell by cell
+        values = read_emotion(put(tmp_path, "a.csv", "\n".join([table[0], row])))
+        np.testing.assert_allclose(values, [np.arange(25) / 25], atol=1e-6)
+
+
+def test_emotion_columns_of_other_names_count_by_their_place(tmp_path):
+    for header in (spelled(*"abcdefghijklmnopqrstuvwxy"), spelled(*(f"{n}_r" if n.startswith("AU") else n for n in EMOTION_NAMES))):
+        np.testing.assert_allclose(read_emotion(put(tmp_path, "a.csv", f"{header}\n{ROW}\n")), [np.arange(25) / 25], atol=1e-6)
+
+
 def test_emotion_holes_are_nan(tmp_path):
     holed = ROW.split(",")
     holed[3], holed[4], holed[5] = "", "nan", "inf"
@@ -56,6 +78,13 @@ def test_emotion_holes_are_nan(tmp_path):
         (HEADER, "no rows"),
         (f"{HEADER}\n\n\n", "no rows"),
         (f"{ROW}\n{ROW}\n", "line 1 holds numbers"),
+        (f"{ROW.replace('0.080', '')}\n{ROW}\n", "line 1 holds numbers"),
+        (f'"{ROW[:5]}"{ROW[5:]}\n{ROW}\n', "line 1 holds numbers"),
+        (
+            f"{spelled('valence', 'arousal', *(f'{n}_r' for n in EMOTION_NAMES[:15]), *EMOTION_NAMES[17:])}\n{ROW}\n",
+            "line 1 calls column 1 'valence', the name of column 16; .* these are not: AU1, AU2, .*, AU26$",
+        ),
+        (f"{HEADER.replace('AU2,', 'AU1,')}\n{ROW}\n", "line 1 calls column 2 'AU1', the name of column 1; .* these are not: AU2$"),
         ("a,b\n1,2\n", "has 2 columns"),
         (f"{HEADER}\n{ROW}\n{ROW},1\n", "line 3 has 26 cells"),
         (f"{HEADER}\n{ROW}\n{ROW[:-6]}\n", "line 3 has 24 cells"),
@@ -167,8 +196,52 @@ def test_audio_faults(tmp_path):
     (tmp_path / "cut.wav").write_bytes(whole[:40] + b"\xff\xff\xff\xff" + whole[44:])
     assert len(load_audio(tmp_path / "cut.wav")[0]) == 1000
     soundfile.write(tmp_path / "nan.wav", np.array([0, 0, np.nan]), 16000, subtype="FLOAT")
-    with pytest.raises(DataError, match="sample 2 is not a finite number"):
+    with pytest.raises(DataError, match=r"nan\.wav: sample 2 is \[nan\]; finite numbers"):
         load_audio(tmp_path / "nan.wav")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("frame", [(np.inf, -np.inf), (0, np.nan), (3e38, 3e38), (0, -1e30)])
+def test_samples_of_which_nothing_can_be_computed(tmp_path, frame):
+    soundfile.write(tmp_path / "a.wav", np.array([(0, 0)] * 9 + [frame] * 1000), 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav: sample 9 is \["):
+        load_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("rate", [1, 10, 999, 2**31 - 1])
+def test_rates_that_no_recording_has(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16000)
+    whole = (tmp_path / "a.wav").read_bytes()
+    path = put(tmp_path, "a.wav", whole[:24] + struct.pack("<I", rate) + whole[28:])
+    with pytest.raises(DataError, match=rf"a\.wav: has a rate of {rate} Hz by its header; 1000 to 1000000 Hz are taken"):
+        load_audio(path)
+    with pytest.raises(ValueError, match=f"sample_rate must be 1000 to 1000000 Hz and fps positive, got {rate}"):
+        mfcc(np.zeros(100), rate)
+    assert mfcc(np.zeros(100), 1000).shape == (3, 78)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 10, 4), (0, 1, 2), ("0001", "0002"), (1,)])
+def test_frames_in_the_order_of_their_numbers(tmp_path, numbers):
+    numbers = [*numbers, *range(5, 10)] if 10 in numbers else numbers
+    paths = [put(tmp_path, f"{n}.png", b"") for n in numbers]
+    assert list_frames(tmp_path) == sorted(paths, key=lambda path: int(path.stem))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ((1, 2, 4, 5, 10), "frame 3 is missing, 4.png comes next; numbers without a gap, from 0 or 1, are taken"),
+        ((0, 2), "frame 1 is missing, 2.png"),
+        ((2, 3), "frame 1 is missing, 2.png"),
+        ((1, 2, "02", 3), r"0?2\.png: is a second frame 2; one png per number is taken"),
+    ],
+)
+def test_frames_that_would_shift_the_others(tmp_path, numbers, says):
+    for number in numbers:
+        put(tmp_path, f"{number}.png", b"")
+    with pytest.raises(DataError, match=says) as caught:
+        list_frames(tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_list(tmp_path):
@@ -196,6 +269,15 @@ def test_list_faults(tmp_path, rows, says):
     with pytest.raises(DataError, match=says) as caught:
         read_list(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("first", ["0,NoXI/a/P1/1,NoXI/a/P2/1", "0,NoXI\\a\\P1\\1", "NoXI/a/P1/1,NoXI/a/P2/1"])
+def test_a_list_without_a_header_loses_no_pair(tmp_path, first):
+    path = put(tmp_path, "val.csv", f"{first}\n1,NoXI/a/P1/2,NoXI/a/P2/2\n")
+    with pytest.raises(
+        DataError, match=r"val\.csv: line 1 names the clip 'NoXI.*1'; a header is taken there; put 'index,speaker,listener'"
+    ):
+        read_list(path)
 
 
 def only_data_errors(function, path):

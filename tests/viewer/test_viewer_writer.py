@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from viewer_cases import FRAMES, make_clip
 
@@ -114,6 +115,7 @@ FAULTS = {
     "length type": (spoil(length=2.0), "length: got 2.0"),
     "fps": (spoil(fps=0), "fps: got 0"),
     "fps nan": (spoil(fps=float("nan")), "fps: got nan"),
+    "no title": (spoil(title=None), "title: got None, takes a string"),
     "names": (spoil(draw_names=["only one"]), "draw_names"),
     "no such sound": (spoil(audio="/nowhere/voice.wav"), "audio: there is no file /nowhere/voice.wav"),
     "not sound": (spoil(audio=b"RIFF but no wave"), "audio: cannot read the given bytes"),
@@ -126,6 +128,20 @@ def test_bad_input_is_one_error_and_no_file(tmp_path, clip, fault):
     with pytest.raises(DataError, match=message):
         write_html(tmp_path / "a.html", **change(clip))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sound_that_is_not_finite_has_no_loudness(tmp_path, clip, value, channels):
+    wave = np.full((16000, channels), 0.1)
+    wave[100, channels - 1] = value
+    sound = tmp_path / "voice.wav"
+    soundfile.write(sound, wave, 16000, subtype="FLOAT")
+    for audio, name in ((sound, str(sound)), (sound.read_bytes(), "the given bytes")):
+        with pytest.raises(DataError, match=f"^audio: {re.escape(name)} holds samples that are not finite"):
+            write_html(tmp_path / "a.html", **(clip | {"audio": audio}))
+    assert list(tmp_path.iterdir()) == [sound]
 
 
 def test_bad_places(tmp_path, clip):
