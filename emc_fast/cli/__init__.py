@@ -49,7 +49,7 @@ def main() -> None:
     try:
         app()
     except (EmcError, OSError, ValueError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")

@@ -51,8 +51,19 @@ class ListTruth:
 
 
 def is_list_tree(root: Path, split: str) -> bool:
-    """Whether a tree is in the layout of 2025 and 2026."""
-    return (root / split / ATTRIBUTES).is_dir()
+    """Whether a tree is in the layout of 2025 and 2026.
+
+    Raises:
+        DataError: it is, but has not this split.
+    """
+    if (root / split / ATTRIBUTES).is_dir():
+        return True
+    others = sorted(folder.parent.name for folder in root.glob(f"*/{ATTRIBUTES}") if folder.is_dir())
+    if others and not (root / f"{split}.csv").is_file():
+        raise DataError(
+            f"{root}: has no split {split}, no folder {split}/{ATTRIBUTES}; it has {', '.join(others)}: give --split {others[0]}"
+        )
+    return False
 
 
 def read_list_truth(root: Path, split: str, listeners: int, seed: int) -> ListTruth:
@@ -142,7 +153,12 @@ def _named_arrays(path: Path, truth: ListTruth) -> Callable[[str], NDArray[Any]]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise DataError(f"{path}: a list or a mapping of tensors is taken, got {type(loaded).__name__}")
     _all_there(path, set(loaded), truth, "")
-    return lambda name: np.asarray(loaded[name].float().numpy() if loaded[name].is_floating_point() else loaded[name].numpy())
+
+    def tensor(name: str) -> NDArray[Any]:
+        value = loaded[name].detach()  # saved by a model in training it may ask for a gradient
+        return np.asarray(value.float().numpy() if value.is_floating_point() else value.numpy())
+
+    return tensor
 
 
 def _all_there(path: Path, found: set[str], truth: ListTruth, ending: str) -> None:

@@ -27,15 +27,16 @@ def command(
         "emc-demo"
     ),
     wav: Annotated[Path | None, typer.Option(help="Recording to react to. Default: examples/speech.wav of the source tree.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of corpus, training and reactions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of corpus, training and reactions.")] = 0,
 ) -> None:
     """Train on a small synthetic corpus and react to a speech recording whose face is missing (3 minutes on two CPU cores, no network)."""
     from rich.console import Console
+    from rich.markup import escape
 
     recording = wav or Path(__file__).resolve().parents[2] / "examples" / "speech.wav"
     if not recording.is_file():
         raise DataError(f"{recording}: there is no such recording; give one with --wav FILE, or run the demo from the source tree")
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     begun = time.monotonic()
     _clear(out)
     page, table = _run(out, recording, seed, console)
@@ -44,11 +45,12 @@ def command(
         "MSE is per value over all ten reactions; FRCorr (0 to 10) compares each with the best fitting of the appropriate reactions.\n"
         "The corpus is synthetic: the figures show that the machinery works and moves the right way, nothing about real conversations.\n"
     )
-    console.print(f"Done in {time.monotonic() - begun:.0f} s. Look at the reactions: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"Done in {time.monotonic() - begun:.0f} s. Look at the reactions: [bold]{escape(str(page))}[/]", soft_wrap=True)
     console.print(
         f"  corpus       {out / 'corpus'}\n  runs         {out / 'run'}, {out / 'run-original'} (tensorboard --logdir {out})\n"
         f"  reactions    {page.parent} (prediction_emotion.npy, prediction_3dmm.npy)\n  this table   {out / 'summary.json'}",
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -110,7 +112,9 @@ def demo_corpus(seed: int) -> dict[str, Any]:
 
 @contextmanager
 def _step(console: Console, number: int, what: str) -> Iterator[None]:
-    console.rule(f"{number}. {what}", align="left", style="dim")
+    from rich.markup import escape
+
+    console.rule(f"{number}. {escape(what)}", align="left", style="dim")
     begun = time.monotonic()
     yield
     console.print(f"[dim]{time.monotonic() - begun:.1f} s[/]")

@@ -22,7 +22,7 @@ def command(
     from ..data.streams import FeatureOptions
     from ..errors import DataError
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of folders may look like either
     splits = split or [name for name in SPLITS if (data / f"{name}.csv").is_file()]
     if not splits:
         raise DataError(f"{data}: holds none of {', '.join(f'{name}.csv' for name in SPLITS)}; the root of a REACT 2024 tree is taken")

@@ -66,14 +66,15 @@ def _version(package: str) -> str:
 
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(emoji=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {**facts["versions"], "CUDA devices": "; ".join(facts["devices"]), "CPU threads": facts["cpu"]["threads"], "": ""}
     rows |= {f"native: {key}": value for key, value in facts["native library"].items() if value != "" and key != "usable"}
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, escape(str(value)))
     console.print(table)
     console.print()
     table = Table("operator", "tensors on", "back end", "", "why (in float32)")
@@ -84,7 +85,7 @@ def _print(facts: dict[str, Any]) -> None:
         shown = ("" if row["operator"] == last[0] else row["operator"], "" if here == last else row["device"])
         if last[0] and row["operator"] != last[0]:
             table.add_section()
-        table.add_row(*shown, row["backend"], state, row["reason"] or row["source"])
+        table.add_row(*shown, row["backend"], state, escape(row["reason"] or row["source"]))
         last = here
     console.print(table)
 

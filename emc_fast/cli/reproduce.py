@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.table import Table
 
     from ..metrics import ClipTable
@@ -67,13 +65,13 @@ def command(
         raise DataError(f"--backbones {backbones!r}: {unknown or 'nothing'} is no backbone of the table; {', '.join(BACKBONES)} are")
     names = [name for name in BACKBONES if name in names]
     chosen = (size or (Size.small if budget is not None else Size.published)).value
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 120  # a file has no edge; the table needs about a hundred columns
     begun = time.monotonic()
 
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)  # names of files may look like markup
 
     measure = _measure(data, split)
     plan = make_plan(data, out, backbones=names, size=chosen, budget=budget, seed=seed, say=say)
@@ -102,18 +100,16 @@ def command(
 
 def _measure(data: Path, split: str) -> Measure:
     """Read the truth once, and measure every file of predictions against it."""
-    from ..metrics import measure_clips
-    from ._truth import read_truth
-    from .evaluate import _cut
+    from . import evaluate
 
-    truth = None
+    whole = None
 
-    def measure(pred: NDArray[np.float32]) -> ClipTable:
-        nonlocal truth
-        if truth is None:
-            truth = read_truth(data, split, frames=_cut(pred.shape[2]))
-        mine = pred if len(truth.clips) == truth.total else pred[truth.clips]
-        return measure_clips(mine[:, :, : truth.target.shape[1]], truth.target, truth.speaker, truth.appropriate)
+    def measure(folder: Path) -> ClipTable:
+        nonlocal whole
+        pred = evaluate.open_predictions(folder, split)
+        if whole is None:
+            whole = evaluate.read_whole_truth(data, split, frames=evaluate.cut(pred.shape[2]))
+        return evaluate.measure(folder, *evaluate.check_predictions(folder, pred, whole, data, split))
 
     return measure
 
@@ -145,11 +141,11 @@ def _table(measured: Sequence[Measured]) -> Table:
 
 
 def _write(out: Path, report: str, measured: Sequence[Measured]) -> list[Path]:
+    import json
     from dataclasses import asdict
 
     from .._files import write_text
     from ..reproduce import PAPER, directions
-    from ..training.checkpoint import write_json
 
     page, figures = out / "table1.md", out / "table1.json"
     write_text(page, report)
@@ -157,5 +153,6 @@ def _write(out: Path, report: str, measured: Sequence[Measured]) -> list[Path]:
         {"backbone": m.backbone, "row": m.row.name, "epochs": m.epochs, "figures": m.figures, "paper": PAPER.get((m.backbone, m.row.name))}
         for m in measured
     ]
-    write_json(figures, {"rows": rows, "directions": [asdict(d) | {"verdict": d.verdict} for d in directions(measured)]})
+    content = {"rows": rows, "directions": [asdict(d) | {"verdict": d.verdict} for d in directions(measured)]}
+    write_text(figures, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return [page, figures]

@@ -18,14 +18,14 @@ def command(
     lag: Annotated[tuple[int, int], typer.Option(metavar="LEAST MOST", help="Frames by which a listener lags.")] = (10, 25),
     noise: Annotated[float, typer.Option(min=0, help="Noise of listeners and trackers.")] = 0.25,
     sample_rate: Annotated[int, typer.Option(min=8000, help="Sampling rate of the sound, Hz.")] = 16000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
 ) -> None:
     """Write a seeded synthetic corpus of conversations in the REACT 2024 layout."""
     from rich.console import Console
 
     from ..data import synthesize_corpus
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of folders may look like either
     root = synthesize_corpus(
         out,
         train=clips,

@@ -6,7 +6,7 @@ Everything else is refused, with the argument's name and the place of the fault.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..errors import DataError
 
 __all__ = [
     "CHANNELS",
+    "LARGEST",
     "PROTOCOLS",
     "ArrayLike",
     "Protocol",
@@ -38,6 +39,9 @@ ArrayLike = NDArray[Any] | Tensor
 Protocol = Literal["official", "fixed"]
 PROTOCOLS: tuple[Protocol, ...] = ("official", "fixed")
 CHANNELS = 25  # 15 action units, valence, arousal, 8 expressions
+#: Largest magnitude that is taken. Warping forms squared gaps in float32, and its first look adds them there along a path: gaps of up to
+#: 2e15 make 6e31 a cell of 15 channels, of which five million stay below the 3.4e38 of float32. Beyond, an infinity hides the nearest.
+LARGEST = 1e15
 _CHUNK = 8  # clips looked at in one go: 8 clips of 10 draws of 750 frames are 6 MB
 
 
@@ -100,10 +104,13 @@ def as_clips(name: str, value: ArrayLike, like: NDArray[Any] | None = None, of: 
     return array
 
 
-def as_appropriate(value: ArrayLike, clips: int, listeners: int | None = None) -> NDArray[np.bool_]:
+def as_appropriate(
+    value: ArrayLike, clips: int, listeners: int | None = None, numbers: Sequence[int] | NDArray[np.integer] | None = None
+) -> NDArray[np.bool_]:
     """(N,M) bool: entry 1 means that listener m is an appropriate reaction to clip n.
 
-    M is N unless `listeners` says otherwise; every row needs at least one listener.
+    M is N unless `listeners` says otherwise; every row needs at least one listener. `numbers` are those of the rows in a whole of which
+    some clips are left out.
     """
     array = _as_array("appropriate", value)
     expected = (clips, clips if listeners is None else listeners)
@@ -112,32 +119,34 @@ def as_appropriate(value: ArrayLike, clips: int, listeners: int | None = None) -
     matrix = np.asarray(array == 1)
     empty = np.flatnonzero(~matrix.any(axis=1))
     if empty.size:
+        first, measured = (empty[0], "") if numbers is None else (numbers[empty[0]], " that is measured")
         raise DataError(
-            f"appropriate: {empty.size} of {clips} rows name no listener (the first is row {empty[0]}); "
-            "each clip needs at least one appropriate reaction"
+            f"appropriate: {empty.size} of {clips} rows name no listener{measured} (the first is row {first}); "
+            f"each clip needs at least one appropriate reaction{measured}"
         )
     return matrix
 
 
-def check_finite(name: str, array: NDArray[Any], offset: int = 0) -> None:
-    """Refuse NaN and infinity with the place of the first; `offset` is the index of the first clip of `array` in the whole."""
-    if not np.isfinite(np.sum(array, dtype=np.float64)):  # one cheap pass; only a bad array is looked at closely
-        bad = np.argwhere(~np.isfinite(array))
-        if bad.size:
-            place = (int(bad[0][0]) + offset, *map(int, bad[0][1:]))
-            axes = ("clip", "draw", "frame", "channel") if array.ndim == 4 else ("clip", "frame", "channel")
-            where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
-            raise DataError(
-                f"{name}: {array[tuple(bad[0])]} at {where} ({len(bad)} such values in this part); the measures need finite values"
-            )
+def check_finite(name: str, array: NDArray[Any], numbers: Sequence[int] | NDArray[np.integer] | None = None) -> None:
+    """Refuse NaN, infinity and what is beyond `LARGEST`, with the place of the first; `numbers` are those of the clips in the whole."""
+    if float(array.min()) >= -LARGEST and float(array.max()) <= LARGEST:  # NaN is in no range; only a bad array is looked at closely
+        return
+    needed, wrong = "finite values", ~np.isfinite(array)
+    if not wrong.any():
+        needed, wrong = f"magnitudes up to {LARGEST:g}, whose squares float32 can add up; scale both signals", np.abs(array) > LARGEST
+    bad = np.argwhere(wrong)
+    place = (int(bad[0][0] if numbers is None else numbers[bad[0][0]]), *map(int, bad[0][1:]))
+    axes = ("clip", "draw", "frame", "channel") if array.ndim == 4 else ("clip", "frame", "channel")
+    where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+    raise DataError(f"{name}: {float(array[tuple(bad[0])]):g} at {where} ({len(bad)} such values in this part); the measures need {needed}")
 
 
 def checked_predictions(pred: ArrayLike, protocol: str) -> NDArray[Any]:
-    """(N,K,T,25) finite predictions, and a protocol that exists: what every measure takes."""
+    """(N,K,T,25) finite predictions, none beyond `LARGEST`, and a protocol that exists: what every measure takes."""
     check_protocol(protocol)
     p = as_predictions("pred", pred)
     for part in chunks(len(p)):
-        check_finite("pred", p[part], part.start)
+        check_finite("pred", p[part], range(part.start, part.stop))
     return p
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,12 @@ def over_time(pred: NDArray[Any]) -> NDArray[np.float64]:
     return out
 
 
-def clip_mean(pred: NDArray[Any], frames: slice = slice(None)) -> NDArray[np.float64]:
-    """(K,T',25): mean over clips in the given frames. Clips are added one after the other: cutting time in pieces changes no bit."""
+def clip_mean(pred: NDArray[Any], clips: Sequence[int] | NDArray[np.integer], frames: slice = slice(None)) -> NDArray[np.float64]:
+    """(K,T',25): mean over these clips in these frames. Clips are added one after the other: cutting time in pieces changes no bit."""
     total = np.zeros(pred[0, :, frames].shape)
-    for clip in pred:
-        total += clip[:, frames]
-    return total / len(pred)
+    for n in clips:
+        total += pred[n, :, frames]
+    return total / len(clips)
 
 
 def between_clips(pred: NDArray[Any], mean: NDArray[np.float64], clips: int) -> NDArray[np.float64]:
@@ -95,4 +96,4 @@ def frdvs(pred: ArrayLike, *, protocol: Protocol = "official") -> float:
         DataError: a wrong shape or a value that is not finite (with its place).
     """
     p = checked_predictions(pred, protocol)
-    return mean_over_clips(between_clips(p, clip_mean(p), len(p)))
+    return mean_over_clips(between_clips(p, clip_mean(p, range(len(p))), len(p)))

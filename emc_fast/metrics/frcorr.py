@@ -67,13 +67,15 @@ def best_concordance(
     return best
 
 
-def channel_concordance(pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_]) -> NDArray[np.float64]:
+def channel_concordance(
+    pred: NDArray[Any], target: NDArray[Any], appropriate: NDArray[np.bool_], clips: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """(25,): each channel's CCC with the listener that agrees best overall, mean over clips and draws where the channel varies.
 
-    Arrays as :func:`frcorr` takes them, checked by the caller. NaN for a channel that varies nowhere.
+    Arrays as :func:`emc_fast.metrics.measure_clips` takes them, checked by the caller. NaN for a channel that varies nowhere.
     """
     total, count = np.zeros(pred.shape[-1]), np.zeros(pred.shape[-1])
-    for n, row in enumerate(appropriate):
+    for n, row in zip(clips, appropriate, strict=True):
         mine = to_tensor(pred[n])
         theirs = to_tensor(target[np.flatnonzero(row)])
         agreement = _Agreement(mine, theirs)

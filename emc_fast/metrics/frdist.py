@@ -80,7 +80,7 @@ class _Candidates:
             self.known_high[which] = high
 
     def measure(self, which: Tensor) -> None:
-        """The distances that count, in float64: `low` of the pairs `which` becomes their whole distance."""
+        """The distances that count, of squared differences: `low` of the pairs `which` becomes their whole distance."""
         total = torch.zeros(len(which), dtype=torch.float64)
         for g in sorted(range(len(GROUPS)), key=lambda g: GROUPS[g][0].start):
             total += self.group(g, which, exact=True)

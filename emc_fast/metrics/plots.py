@@ -104,8 +104,10 @@ def save_figure(path: Path, figure: Figure) -> None:
         figure.savefig(aside, dpi=120, format="png")
 
 
-def save_plots(folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]) -> list[Path]:
-    """Write all plots of named results (table, pred, target, appropriate) as PNG files into a folder; returns their paths."""
+def save_plots(
+    folder: Path, results: Mapping[str, tuple[ClipTable, NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]]
+) -> list[Path]:
+    """Write all plots of named results (table, pred, target, appropriate, clips) as PNG files into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {label: table for label, (table, *_) in results.items()}
     figures = {"channels": plot_channels({label: channel_concordance(*arrays) for label, (_, *arrays) in results.items()})}

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import CheckpointError, EmcError
 from ..metrics import ClipTable
 from ..metrics.table import NAMES
@@ -39,8 +36,8 @@ class Measured:
     per_clip: dict[str, list[float]]
 
 
-Measure = Callable[[NDArray[np.float32]], ClipTable]
-"""Predictions (N,K,T,25) of the split in hand, as they lie in the file, to their table."""
+Measure = Callable[[Path], ClipTable]
+"""A folder of `generate`, of reactions to the split in hand, to their table."""
 
 
 def reproduce_table1(
@@ -55,7 +52,7 @@ def reproduce_table1(
         data: the corpus.
         out: folder of the table.
         split, num_samples, seed: of the generation.
-        measure: measures predictions against that split.
+        measure: measures a folder of generated reactions against that split.
         say: takes lines about what is being done.
 
     Raises:
@@ -117,7 +114,7 @@ def _row(
         run, folder, data=data, split=split, num_samples=num_samples, missing=row.missing, seed=seed,
         cache_dir=plan.runs[backbone, row.variant].cache_dir, overwrite=True,
     )  # fmt: skip
-    table = measure(np.load(folder / "prediction_emotion.npy", mmap_mode="r", allow_pickle=False))
+    table = measure(folder)
     figures = table.figures("official")
     per_clip = {name: values.tolist() for name, values in table.per_clip("official").items()}
     result = Measured(backbone, row, epochs, {name: figures[name] for name in NAMES}, per_clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from emc_fast.cli import app
 from emc_fast.cli._truth import read_truth
+from emc_fast.cli.evaluate import _write_json
 from emc_fast.errors import DataError, EmcError
 from emc_fast.metrics import evaluate
 
@@ -70,8 +72,6 @@ def test_folder_of_generate_one_frame_too_many_and_comparison(corpus: Path, pred
 
 
 def test_clip_without_emotion_is_left_out(corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
     tree = tmp_path / "tree"
     shutil.copytree(corpus, tree)
     next((tree / "val" / "Emotion").rglob("*.csv")).unlink()
@@ -171,3 +171,118 @@ def test_plots_without_matplotlib(corpus: Path, pred: Path, tmp_path: Path, monk
     with pytest.raises(EmcError, match=r"pip install 'emc_fast\[viz\]'"):
         run(pred, "--data", corpus, "--plots", tmp_path / "plots")
     assert not (tmp_path / "plots").exists()
+
+
+def holed_tree(corpus: Path, tree: Path) -> Path:
+    """The corpus without the emotion of the second speaker of its list: clips 1 and 5 cannot be measured."""
+    shutil.copytree(corpus, tree)
+    (tree / "val" / "Emotion" / f"{read_truth(corpus, 'val', frames=FRAMES).names[1]}.csv").unlink()
+    assert read_truth(tree, "val", frames=FRAMES).clips.tolist() == [0, 2, 3, 4, 6, 7]
+    return tree
+
+
+def test_clips_that_are_left_out_are_not_read(corpus: Path, pred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'emc_fast[viz]'")
+    from emc_fast import metrics
+
+    tree = holed_tree(corpus, tmp_path / "tree")
+    inner, kinds = metrics.measure_clips, []
+    monkeypatch.setattr(metrics, "measure_clips", lambda p, *more, **how: kinds.append(type(p)) or inner(p, *more, **how))
+    values = np.load(pred)
+    values[5] = np.nan
+    np.save(pred, values)
+    run(pred, "--data", tree, "--bootstrap", 0, "--json", tmp_path / "out.json", "--plots", tmp_path / "plots")
+    assert kinds == [np.memmap]  # not the copy of chosen clips
+    truth = read_truth(tree, "val", frames=FRAMES)
+    expected = evaluate(values[truth.clips], truth.target, truth.speaker, truth.appropriate)
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert {name: entry["value"] for name, entry in result["official"].items()} == expected
+
+
+def test_clips_keep_their_numbers_where_others_are_left_out(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    tree = holed_tree(corpus, tmp_path / "tree")
+    values = np.load(pred)
+    values[3, 1, 7, 3] = np.nan
+    np.save(tmp_path / "holed.npy", values)
+    with pytest.raises(DataError, match=r"holed.npy: pred: nan at clip 3, draw 1, frame 7, channel 3"):
+        run(tmp_path / "holed.npy", "--data", tree)
+    matrix = np.eye(8)
+    matrix[2] = 0
+    matrix[2, 1] = 1  # a listener, but one that is left out
+    np.save(tmp_path / "matrix.npy", matrix)
+    with pytest.raises(DataError, match=r"1 of 6 rows name no listener that is measured \(the first is row 2\)"):
+        run(pred, "--data", tree, "--matrix", tmp_path / "matrix.npy")
+    run(pred, "--data", corpus, "--matrix", tmp_path / "matrix.npy", "--bootstrap", 0)
+
+
+def test_a_hole_in_the_truth_is_named_by_its_file(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    tree = holed_tree(corpus, tmp_path / "tree")
+    names = read_truth(tree, "val", frames=FRAMES).names
+    for name, frame, column in ((names[2], 3, 16), (names[5], 9, 0)):
+        file = tree / "val" / "Emotion" / f"{name}.csv"
+        lines = file.read_text().splitlines()
+        cells = lines[1 + frame].split(",")
+        cells[column] = ""
+        lines[1 + frame] = ",".join(cells)
+        file.write_text("\n".join(lines) + "\n")
+    message = rf"{names[2]}.csv: holds no number at frame 3, channel 16 \(arousal\) \(1 other files of val have holes too\)"
+    with pytest.raises(DataError, match=message):
+        run(pred, "--data", tree)
+
+
+def test_each_file_is_measured_over_its_own_frames(corpus: Path, pred: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "short.npy", np.load(pred)[:, :, :40])
+    results = []
+    for files in ((pred, tmp_path / "short.npy"), (tmp_path / "short.npy", pred), (pred,), (tmp_path / "short.npy",)):
+        printed = run(*files, "--data", corpus, "--bootstrap", 0, "--json", tmp_path / "out.json")
+        results.append(json.loads((tmp_path / "out.json").read_text())["results"])
+        assert "60 frames" in " ".join(printed.split()) or len(files) == 1
+    together, reversed_, alone, short_alone = results
+    assert together == reversed_[::-1] == alone + short_alone
+    assert [result["frames"] for result in together] == [60, 40]
+
+
+def test_names_of_files_are_no_markup(corpus: Path, pred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("runs[lr=1]/p.npy", "b:tada:/p.npy", "a[/p.npy]")
+    for name in names:
+        Path(name).parent.mkdir()
+        shutil.copy(pred, name)
+    printed = run(*names, "--data", corpus, "--bootstrap", 0, "--json", "e[/v]/o.json")
+    for text in (*names, "figures are in e[/v]/o.json"):
+        assert text in printed
+
+
+def test_features_and_synth_take_folders_that_look_like_markup(tmp_path: Path) -> None:
+    tree = tmp_path / "q[" / "b]:tada:"
+    made = CliRunner().invoke(
+        app, ["synth", str(tree), "--clips", "1", "--val", "1", "--test", "1", "--frames", "20"], catch_exceptions=False
+    )
+    assert f"synthetic pairs are in {tree} " in made.output
+    computed = CliRunner().invoke(app, ["features", "--data", str(tree), "--split", "val"], catch_exceptions=False)
+    assert f"features are in {tree}" in computed.output
+
+
+def test_figures_are_safe_before_they_are_printed(corpus: Path, pred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise UnicodeError("a terminal that cannot show this")
+
+    monkeypatch.setattr("rich.table.Table.__rich_console__", broken)
+    with pytest.raises(UnicodeError):
+        run(pred, "--data", corpus, "--bootstrap", 0, "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["results"]
+
+
+def test_json_has_numbers_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        _write_json(tmp_path / "out.json", {"value": float("inf")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["evaluate", "p.npy", "--data", "tree"], ["synth", "out"], ["demo"]])
+def test_a_seed_is_looked_at_first(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, [*command, "--seed", "-1"])
+    assert refused.exit_code == 2
+    assert "'--seed'" in refused.output
+    assert not list(tmp_path.iterdir())

@@ -182,3 +182,15 @@ def test_every_fault_is_named_with_its_file(tree: Path, arrays: dict[str, np.nda
     fails(whole, r"speaker/session0/c.npy: has no listener; .*listener/session0/c.npy is taken")
     shutil.rmtree(home / "listener")
     fails(whole, r"listener: is not a folder")
+
+
+def test_tensors_may_ask_for_gradients(tree: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    torch.save({name: torch.from_numpy(array).requires_grad_() for name, array in arrays.items()}, tmp_path / "grad.pt")
+    run(tmp_path / "grad.pt", as_mapping(tmp_path / "plain", arrays), "--data", tree, "--split", "test", "--json", tmp_path / "out.json")
+    first, second = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert first["official"] == second["official"]
+
+
+def test_a_split_that_is_not_there_is_named(tree: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tree: has no split val, no folder val/facial-attributes; it has test: give --split test"):
+        run(as_folder(tmp_path / "pred", arrays), "--data", tree)

@@ -111,3 +111,56 @@ def test_bad_input_is_named(example: Example) -> None:
     speaker[3, 1, 0] = np.nan
     with pytest.raises(DataError, match="speaker: nan at clip 3, frame 1, channel 0"):
         evaluate(pred, target, speaker, appropriate)
+
+
+def test_some_clips_of_the_predictions(example: Example) -> None:
+    pred, target, speaker, appropriate = example.arguments
+    clips = np.delete(np.arange(20), [1, 17])
+    truth = target[clips], speaker[clips], appropriate[np.ix_(clips, clips)]
+    expected = measure_clips(pred[clips], *truth)
+    pred[17] = np.nan  # not measured, so not looked at
+    table = measure_clips(pred, *truth, clips=clips)
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(table, name), values, err_msg=name)
+    pred[18, 2, 30, 4] = np.inf
+    with pytest.raises(DataError, match="pred: inf at clip 18, draw 2, frame 30, channel 4"):
+        measure_clips(pred, *truth, clips=clips)
+    truth[2][1] = False
+    with pytest.raises(DataError, match=r"1 of 18 rows name no listener that is measured \(the first is row 2\)"):
+        measure_clips(pred, *truth, clips=clips)
+    with pytest.raises(DataError, match=r"target: got 18 clips of 60 frames, but pred\[clips\] has 17 clips"):
+        measure_clips(pred, *truth, clips=clips[1:])
+    for wrong in (clips[::-1], clips + 3, clips - 1, clips[:0], clips * 1.0, clips[:, None]):
+        with pytest.raises(DataError, match=r"(?s)clips: got .* takes ascending whole numbers of clips of pred, from 0 to 19"):
+            measure_clips(pred, *truth, clips=wrong)
+
+
+def test_predictions_are_measured_in_their_own_type(example: Example) -> None:
+    """FRDvs is zero for clips that are the same, also where float32 does not hold their numbers."""
+    pred = np.full((3, 2, 60, 25), 1234.5678)
+    truth = example.target[:3], example.speaker[:3], np.eye(3, dtype=bool)
+    assert evaluate(pred, *truth)["frdvs"] == metrics.frdvs(pred) == 0.0
+    pred = 1234.5678 + 1e-5 * np.random.default_rng(0).random((3, 2, 60, 25))
+    figures = evaluate(pred, *truth)
+    assert {name: figures[name] for name in ("frdiv", "frvar", "frdvs")} == {
+        "frdiv": metrics.frdiv(pred),
+        "frvar": metrics.frvar(pred),
+        "frdvs": metrics.frdvs(pred),
+    }
+
+
+def test_what_float32_cannot_add_up_is_refused(example: Example) -> None:
+    pred, target, speaker, appropriate = example.arguments
+    large = pred.copy()
+    large[4, 1, 2, 3] = -1.1e15
+    with pytest.raises(DataError, match=r"pred: -1\.1e\+15 at clip 4, draw 1, frame 2, channel 3 .* magnitudes up to 1e\+15"):
+        evaluate(large, target, speaker, appropriate)
+    with pytest.raises(DataError, match=r"pred: -1\.1e\+15 at clip 4"):
+        metrics.frdist(large, target, appropriate)
+    with pytest.raises(DataError, match=r"pred: 1e\+300 at clip 0"):
+        metrics.frcorr(np.full(pred.shape, 1e300), target, appropriate)
+    target[7, 8, 9] = 1e20
+    with pytest.raises(DataError, match=r"target: 1e\+20 at clip 7, frame 8, channel 9"):
+        evaluate(pred, target, speaker, appropriate)
+    with pytest.raises(DataError, match=r"target\[0\]\[0\]: 1e\+20 at"):
+        metrics.evaluate_lists([pred[7]], [[target[7]]], [speaker[7]])

@@ -73,3 +73,15 @@ def test_unequal_lengths() -> None:
     cut_x, cut_y = ([v[:length].numpy() for v, length in zip(*pair, strict=True)] for pair in ((x, x_lengths), (y, y_lengths)))
     truth = [min(published_distance(a, b) for b in cut_y) for a in cut_x]
     np.testing.assert_allclose(least_warped(x, y, pairs, x_lengths=x_lengths, y_lengths=y_lengths).numpy(), truth, rtol=1e-6)
+
+
+def test_the_largest_values_have_a_nearest_listener() -> None:
+    """The first look, which adds up in float32, is finite up to the limit for a path through frames of the greatest gap."""
+    from emc_fast.metrics._inputs import LARGEST
+
+    rng = np.random.default_rng(4)
+    pred = (LARGEST * rng.uniform(0.9, 1.0, (2, 2, 300, 25))).astype(np.float32)
+    target = -(LARGEST * rng.uniform(0.9, 1.0, (2, 300, 25))).astype(np.float32)
+    appropriate = np.ones((2, 2), bool)
+    truth = published_frdist(pred.astype(np.float64), target.astype(np.float64), appropriate)
+    assert frdist(pred, target, appropriate) == pytest.approx(truth, rel=1e-6)
