@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from reporting_helpers import along_threads, race, series, write
 from typer.testing import CliRunner
 
@@ -189,3 +190,28 @@ def test_a_full_disk_names_the_plot_and_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match=r"No space left on device: '.*plot\.png'"):
         save_figure(tmp_path / "plot.png", figure_module.Figure())
     assert not list(tmp_path.iterdir())
+
+
+def test_races_of_a_gpu_are_of_their_device(tmp_path: Path) -> None:
+    """Under its name, with what it has; our other back end beside ours and among no rivals."""
+    gpu = {"name": "NVIDIA Test", "capability": 90, "multiprocessors": 132, "memory_gib": 79.2, "cuda": "13.0", "triton": "3.6.0"}
+    one = race(seconds={OURS: 1e-3, "sdpa": 1.5e-3}, others={"triton": 9e-4})
+    one.backend, one.dtype = "cuda", "bfloat16"
+    run = read_run(write(tmp_path / "races.json", one, gpu=gpu))
+    assert run.slug == "nvidia-test"
+    assert run.races == [one]
+    assert run.races[0].best_rival == "sdpa"
+    text = page([run])
+    assert "### NVIDIA Test\n" in text
+    assert "NVIDIA Test, capability 9.0, 132 multiprocessors, 79.2 GiB" in text
+    assert "CUDA 13.0, Triton 3.6.0" in text
+    assert "| 1 ms (cuda; triton 900 µs) | **1.50x** |" in text
+    assert "instruction set" not in text
+
+
+def test_no_races_of_a_gpu_without_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    found = CliRunner().invoke(app, ["bench", "run", "--gpu"])
+    assert found.exit_code != 0
+    assert "no CUDA device" in f"{found.output}{found.exception}"
