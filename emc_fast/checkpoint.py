@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ._version import __version__
@@ -45,6 +48,28 @@ def load_checked(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     module.load_state_dict(dict(tensors))
 
 
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the mode that any other new file has here; a full disk is an `OSError` that names the file.
+
+    safetensors makes its files readable to their owner alone, whatever the umask, and reports the system's errors as its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file.unlink(missing_ok=True)
+    file.touch()  # what mode the umask or the folder's access list gives cannot be asked for, only seen
+    mode = file.stat().st_mode & 0o777
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise CheckpointError(f"{file} cannot be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+    with suppress(PermissionError):  # a file system without modes
+        file.chmod(mode)
+
+
 class CheckpointMixin:
     """`save_pretrained`, `from_pretrained` and `push_to_hub` as users of huggingface_hub know them.
 
@@ -59,15 +84,13 @@ class CheckpointMixin:
 
         Each file is written aside and renamed: a reader never sees half of one, and what stood there before stays if a write fails.
         """
-        from safetensors.torch import save_file
-
         assert isinstance(self, nn.Module)
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         metadata = {"format": "pt", "emc_fast_config": self.config.digest()}
         config = json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n"
-        _replace(directory / WEIGHTS, lambda aside: save_file(tensors, aside, metadata=metadata))
+        _replace(directory / WEIGHTS, lambda aside: save_tensors(aside, tensors, metadata))
         _replace(directory / CONFIG, lambda aside: aside.write_text(config, encoding="utf-8"))
         if not (directory / CARD).exists():  # the user may have written a better one
             _replace(directory / CARD, lambda aside: aside.write_text(_card(self.config), encoding="utf-8"))
@@ -94,7 +117,7 @@ class CheckpointMixin:
         return str(commit)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, map_location: str = "cpu", **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, map_location: str | torch.device = "cpu", **kwargs: Any) -> Self:
         """A model from a directory written by `save_pretrained`, or from the Hub, in evaluation mode.
 
         Args:
@@ -192,14 +215,15 @@ def _read_values(file: Path) -> dict[str, Any]:
     return values
 
 
-def read_weights(file: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], str | None]:
+def read_weights(file: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], str | None]:
     """Tensors by name and the digest of the configuration that they were saved with (None if not recorded)."""
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(file):
         raise CheckpointError(f"{file} is missing: the checkpoint is incomplete")
     try:
-        with safe_open(file, framework="pt", device=device) as reader:
+        # safetensors takes a device by its name only.
+        with safe_open(file, framework="pt", device=str(device) if isinstance(device, torch.device) else device) as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}, (reader.metadata() or {}).get("emc_fast_config")  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
@@ -212,8 +236,6 @@ def read_published(file: str | Path) -> dict[str, Tensor]:
     one that is absent or damaged.
     """
     import pickle
-
-    import torch
 
     if str(file).endswith(".safetensors"):
         return read_weights(file)[0]

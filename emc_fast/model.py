@@ -103,7 +103,7 @@ class EMCModel(nn.Module, CheckpointMixin):
             self.config, face=face, speech=speech, face_emotion=face_emotion, speech_emotion=speech_emotion,
             face_available=face_available, speech_available=speech_available, lengths=lengths, target_3dmm=target_3dmm,
             target_emotion=target_emotion, target_available=target_available, appropriate_emotion=appropriate_emotion,
-            appropriate_available=appropriate_available, training=learn, validate=validate,
+            appropriate_available=appropriate_available, training=learn, validate=validate, dtype=next(self.parameters()).dtype,
         )  # fmt: skip
         self.backbone.check_frames(inputs.frames)
         target = None

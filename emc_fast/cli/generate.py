@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ def command(
     backbone: Annotated[
         str | None, typer.Option(help="Import this backbone, package.module:Class, for a model that was made with it.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the earlier generation that is in --out.")] = False,
 ) -> None:
     """Write K reactions per clip: prediction_emotion.npy [N,K,T,25] and prediction_3dmm.npy [N,K,T,58]."""
     from ..data.cache import default_cache_dir
@@ -38,22 +39,24 @@ def command(
 
     if backbone is not None:
         chosen_backbone(backbone)
-    written = generate(
-        checkpoint,
-        out,
-        data=data,
-        split=split,
-        wav=wav,
-        face=face,
-        face_emotion=face_emotion,
-        speech_emotion=speech_emotion,
-        num_samples=num_samples,
-        missing=missing,
-        seed=seed,
-        batch_size=batch_size,
-        add_mean_face=add_mean_face,
-        device=device,
-        cache_dir=cache or (default_cache_dir(data) if data is not None else None),
-        overwrite=overwrite,
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+        written = generate(
+            checkpoint,
+            out,
+            data=data,
+            split=split,
+            wav=wav,
+            face=face,
+            face_emotion=face_emotion,
+            speech_emotion=speech_emotion,
+            num_samples=num_samples,
+            missing=missing,
+            seed=seed,
+            batch_size=batch_size,
+            add_mean_face=add_mean_face,
+            device=device,
+            cache_dir=cache or (default_cache_dir(data) if data is not None else None),
+            overwrite=overwrite,
+        )
     typer.echo(f"written: {written}")

@@ -139,11 +139,13 @@ def prepare(
     validate: bool,
     appropriate_emotion: Tensor | None = None,
     appropriate_available: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Inputs:
     """Check a batch and clean it.
 
     Shapes and types are always checked. Contents (NaN and Inf, lengths, clips without any frame or emotion) are checked with
     `validate`, at the price of a few host synchronisations; masks that turn out to be all True are then dropped.
+    `dtype` is that of the model's weights, which the streams need too (under autocast anything up to float32); None = not looked at.
 
     Raises:
         DataError: naming the stream and what is wrong with it.
@@ -159,6 +161,9 @@ def prepare(
     check.sequence("speech", speech, (config.speech_dim,))
     check.sequence("face_emotion", face_emotion, (FACE_EMOTION_DIM,))
     check.sequence("speech_emotion", speech_emotion, (SPEECH_EMOTION_DIM,))
+    if dtype is not None:
+        for name, x in (("face", face), ("speech", speech), ("face_emotion", face_emotion), ("speech_emotion", speech_emotion)):
+            _check_type(name, x, dtype)
     check.sequence("face_available", face_available, (), dtype=torch.bool)
     check.sequence("speech_available", speech_available, (), dtype=torch.bool)
     check.sequence("target_3dmm", target_3dmm, (REACTION_3DMM_DIM,))
@@ -176,6 +181,8 @@ def prepare(
     device = check.like[1].device
     valid = None
     if lengths is not None:
+        if not isinstance(lengths, Tensor):
+            raise DataError(f"lengths takes a tensor, int64 of shape (B,) = ({batch},), or None; got {type(lengths).__name__}")
         if lengths.dtype != torch.int64 or tuple(lengths.shape) != (batch,):
             raise DataError(f"lengths takes int64 of shape (B,) = ({batch},); got {lengths.dtype} of shape {tuple(lengths.shape)}")
         lengths = lengths.to(device)
@@ -240,6 +247,15 @@ def prepare(
     if validate:
         _check_presence(inputs, check, uses_emotion)
     return inputs
+
+
+def _check_type(name: str, x: Tensor | None, dtype: torch.dtype) -> None:
+    """A stream of the type that the weights have; autocast brings the smaller types together, but not float64."""
+    if x is None or x.dtype == dtype:
+        return
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, dtype):
+        return
+    raise DataError(f"{name} takes {dtype}, as the model's weights are; got {x.dtype} (convert it with `{name}.to({dtype})`)")
 
 
 def _check_emotions(

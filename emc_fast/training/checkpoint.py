@@ -1,7 +1,8 @@
 """Whole directories on disk: written aside, flushed, renamed; the state of a training run in safetensors and JSON, nothing pickled.
 
 A directory that bears its final name is complete. Whatever kills the writer (SIGKILL, a full disk, a power cut), the previous one stays,
-under its own name or, in the short moment between two renames, under ``.<name>.previous``, from where `recover` brings it back.
+under its own name or, in the short moment between two renames, under ``.<name>.previous``, from where `recover` brings it back. Only
+a writer recovers: a reader may look while somebody writes, and changes nothing (`readable`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..checkpoint import save_tensors
 from ..errors import CheckpointError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -41,8 +43,22 @@ def _aside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}")
 
 
+def readable(path: Path) -> Path:
+    """Return where the whole directory ``path`` lies: there, or aside if its writer died (or is) between the two renames.
+
+    Nothing is changed, so that this may be asked while another process writes, and where nothing may be written.
+    """
+    if path.exists():
+        return path
+    previous = _aside(path, "previous")
+    return previous if previous.is_dir() else path
+
+
 def recover(path: Path) -> None:
-    """Bring back the directory ``path`` if its writer died between the two renames, and remove what it left aside."""
+    """Bring back the directory ``path`` if its writer died between the two renames, and remove what it left aside.
+
+    For the one writer of ``path``: the work of another, still going on, would be removed too.
+    """
     previous = _aside(path, "previous")
     if previous.exists():
         if path.exists():
@@ -121,7 +137,7 @@ def save_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Modul
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
-    save_file(tensors, path)
+    save_tensors(path, tensors)
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checkpoint import WEIGHTS
 from ..data import REACTDataset, collate
 from ..errors import CheckpointError, DataError
 from ..model import EMCModel
-from .checkpoint import recover, whole_directory
-from .loading import load_model, load_preprocessing
+from .checkpoint import PREPROCESSING_FILE, readable, whole_directory
+from .loading import find_checkpoint, load_model, load_preprocessing
 from .missing import parse_missing, withhold
 from .outputs import GenerationFiles
 from .progress import Reporter
 from .seeds import GENERATE, clip_seeds
 from .single import SingleClip
+
+DESCRIPTION = "generation.json"
 
 
 @dataclass
@@ -96,6 +101,66 @@ def _inputs(batch: dict[str, Any], missing: str | float | None, device: torch.de
     return inputs
 
 
+def _usable(device: str) -> str:
+    """A device by name, ``auto`` resolved; ValueError if nothing can be computed on it."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # of torch, by the kind of device
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); auto, cpu, or cuda (cuda:1, ...) on a machine with such a GPU and a torch "
+            "built for it is taken"
+        ) from error
+    return device
+
+
+def _is_mounted(folder: Path) -> bool:
+    if os.path.ismount(folder):
+        return True
+    try:  # what is bound from the same file system is found in the system's own list only
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return str(folder) in {line.split(" ")[4].replace("\\040", " ") for line in mounts}
+
+
+def _check_place(out: Path, inputs: list[Path], *, overwrite: bool) -> None:
+    """Refuse to write where `whole_directory` could not, or where more than an earlier generation would be lost. Changes nothing.
+
+    ``out`` and ``inputs`` have no symlinks. FileExistsError: something else is there. OSError: the folder cannot be renamed.
+    """
+    if _is_mounted(out):
+        raise OSError(f"{out} is a mount point and cannot be replaced as a whole; name a folder inside it")
+    if out == Path(os.path.realpath(os.curdir)):
+        raise OSError(f"{out} is the folder that this command runs in and would be replaced under it; name a folder inside it")
+    there = readable(out)
+    if not there.exists():
+        return
+    if not there.is_dir():
+        raise FileExistsError(f"{out} is a file; a directory is taken")
+    if not any(there.iterdir()):
+        return
+    if not (there / DESCRIPTION).is_file():
+        raise FileExistsError(f"{out} is not empty and holds no {DESCRIPTION} of an earlier generation; give another directory")
+    if not overwrite:
+        raise FileExistsError(f"{out} is not empty; give another directory, or --overwrite to replace it")
+    kept = [path for path in inputs if path.is_relative_to(out)]
+    kept += [path for path in (there / "checkpoints",) if path.exists()]
+    kept += list(there.rglob(WEIGHTS))
+    if kept:
+        raise FileExistsError(f"{out} is not overwritten: {kept[0]} in it is no part of a generation; give another directory")
+
+
+def _check_weights(model: EMCModel, checkpoint: Path) -> None:
+    named = [(name, value) for name, value in model.named_parameters() if value.numel()]
+    bad = ~torch.isfinite(torch.stack([value.detach().float().sum() for _, value in named])).cpu()
+    for name, value in (pair for pair, suspect in zip(named, bad.tolist(), strict=True) if suspect):
+        if not bool(torch.isfinite(value).all()):  # a sum alone may overflow
+            raise CheckpointError(f"{checkpoint / WEIGHTS}: {name} holds NaN or Inf; no reaction can be computed, take another checkpoint")
+
+
 def generate(
     checkpoint: str | Path,
     out: str | Path,
@@ -129,10 +194,11 @@ def generate(
             trained and metrics compare them.
 
     Raises:
-        DataError, CheckpointError: bad input, named. FileExistsError: ``out`` is not empty and ``overwrite`` is not set.
-        ValueError: bad settings.
+        DataError, CheckpointError: bad input, named. FileExistsError: ``out`` is not empty and ``overwrite`` is not set, or it holds
+        something else than an earlier generation. OSError: ``out`` is a mount point. ValueError: bad settings.
     """
-    out, missing = Path(out), parse_missing(missing)
+    # Where a symlink leads, not the link: that is what is replaced.
+    out, missing, shown = Path(os.path.realpath(out)), parse_missing(missing), Path(out)
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; at least 1 is taken")
     loose = {"wav": wav, "face": face, "face_emotion": face_emotion, "speech_emotion": speech_emotion}
@@ -140,12 +206,24 @@ def generate(
         raise DataError("both a corpus (--data) and loose files are given; one of them is taken")
     if data is None and not any(loose.values()):
         raise DataError("nothing to react to: give a corpus (--data), a recording (--wav) or a face (--face with --face-emotion)")
-    recover(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise FileExistsError(f"{out} is not empty; give another directory, or --overwrite to replace it")
+    inputs = [Path(os.path.realpath(path)) for path in (checkpoint, data, *loose.values()) if path is not None]
+    _check_place(out, inputs, overwrite=overwrite)
+    device = _usable(device)
 
-    model = load_model(checkpoint, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    trained_mean = load_preprocessing(checkpoint)["mean_face"]
+    used = find_checkpoint(checkpoint)
+    trained_mean = load_preprocessing(used)["mean_face"]
+    if data is None and trained_mean is None:
+        lacking = f"{used / PREPROCESSING_FILE} is missing"
+        mend = f"Copy {PREPROCESSING_FILE} there from the checkpoint that the model was trained as (RUN/checkpoints/best)"
+        if face is not None:  # without its mean the model would be given what it has never seen
+            raise CheckpointError(
+                f"{lacking}: the mean face that the model was trained without is not known, so no --face is taken. {mend}"
+            )
+        if add_mean_face:
+            warnings.warn(f"{lacking}: the coefficients are written relative to a mean face that is not known. {mend}", stacklevel=2)
+            add_mean_face = False
+    model = load_model(used, device=device)
+    _check_weights(model, used)
     corpus: Any
     if data is not None:
         corpus = REACTDataset(data, split, cache_dir=cache_dir, mean_face=trained_mean, input=model.config.input)
@@ -166,6 +244,8 @@ def generate(
         names = []
         with Reporter("generating", len(corpus), unit="clips", shown=progress) as reporter:
             for clip in reactions(model, corpus, num_samples=num_samples, missing=missing, seed=seed, batch_size=batch_size):
+                if not (np.isfinite(clip.emotion).all() and np.isfinite(clip.coefficients).all()):
+                    raise CheckpointError(f"{used} gives NaN or Inf as a reaction to clip {clip.name}; take another checkpoint")
                 files.put(
                     clip.index,
                     emotion=clip.emotion,
@@ -188,9 +268,9 @@ def generate(
             "missing": missing,
             "fps": model.config.fps,
             "config_digest": model.config.digest(),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(used),
             "source": source,
             "mean_face_added": add_mean_face,
         }
-        (directory / "generation.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return out
+        (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return shown

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import resource
 import shutil
 
 import pytest
@@ -169,3 +172,33 @@ def test_a_card_that_the_user_wrote_stays(saved):
     model.save_pretrained(path)
     assert (path / "README.md").read_text() == "mine"
     assert not list(path.glob("*.partial"))
+
+
+def test_a_device_may_be_a_torch_device(saved):
+    model, path = saved
+    again = EMCModel.from_pretrained(path, map_location=torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_that_the_umask_allows(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        build().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == dict.fromkeys(
+        ("README.md", "config.json", "model.safetensors"), oct(0o666 & ~umask)
+    )
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+            build().save_pretrained(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert not list((tmp_path / "model").iterdir())

@@ -4,7 +4,9 @@ import pytest
 import torch
 from model_helpers import build, make_batch
 
+from emc_fast import EMCConfig
 from emc_fast.errors import DataError
+from emc_fast.nn.inputs import prepare
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ SHAPES = [
     ({"face": None, "face_available": torch.ones(2, 6).bool()}, "face_available is given without face"),
     ({"speech": None, "speech_available": torch.ones(2, 6).bool()}, "speech_available is given without speech"),
     ({"lengths": torch.ones(2)}, r"lengths takes int64 of shape \(B,\) = \(2,\)"),
+    ({"lengths": [6, 6]}, r"lengths takes a tensor, int64 of shape \(B,\) = \(2,\), or None; got list"),
     ({"speech": lambda x: x.to("meta")}, "speech is on meta but face is on cpu"),
     ({"face": None, "speech_emotion": None}, "with speech, emotion-aware attention needs speech_emotion"),
     ({"speech": None, "face_emotion": None}, "with face, emotion-aware attention needs face_emotion"),
@@ -118,3 +121,24 @@ def test_no_emotion_is_needed_without_emotion_aware_attention():
     batch = {"face": batch["face"], "speech": None}
     assert build(ea="none")(**batch, seed=1).reaction_3dmm.isfinite().all()
     assert build(emc=False)(**batch, seed=1).reaction_3dmm.isfinite().all()
+
+
+def prepared(dtype, **changes):
+    streams = dict.fromkeys(("face_available", "speech_available", "lengths", "target_available"))
+    return prepare(EMCConfig(), **(streams | change(**changes)), training=False, validate=True, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["face", "speech", "face_emotion", "speech_emotion"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_stream_has_the_type_of_the_weights(name, dtype):
+    with pytest.raises(DataError, match=rf"{name} takes torch.float32, .*; got {dtype} \(convert it with `{name}.to\(torch.float32\)`"):
+        prepared(torch.float32, **{name: lambda x: x.to(dtype)})
+    everything = {stream: lambda x: x.to(dtype) for stream in ("face", "speech", "face_emotion", "speech_emotion")}
+    assert prepared(dtype, **everything).face.dtype == dtype
+
+
+def test_autocast_takes_half_streams_but_no_double():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert prepared(torch.float32, speech=lambda x: x.half()).speech.dtype == torch.float16
+        with pytest.raises(DataError, match="speech takes"):
+            prepared(torch.float32, speech=lambda x: x.double())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emc_fast.errors import CheckpointError
-from emc_fast.training.checkpoint import load_optimizer, read_json, recover, save_optimizer, whole_directory, write_json
+from emc_fast.training.checkpoint import load_optimizer, read_json, readable, recover, save_optimizer, whole_directory, write_json
 
 
 def write(path: Path, text: str) -> None:
@@ -143,3 +143,26 @@ def test_nothing_in_a_checkpoint_is_pickled(trained):
         elif path.suffix == ".safetensors":
             header = int.from_bytes(path.read_bytes()[:8], "little")
             json.loads(path.read_bytes()[8 : 8 + header])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_the_optimizer_has_the_mode_that_the_umask_allows(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        model = model_with_a_resting_part()
+        save_optimizer(tmp_path / "o.safetensors", optimizer_of(model), model)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "o.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_looking_at_a_directory_changes_nothing(tmp_path):
+    write(tmp_path / "last", "old")
+    with whole_directory(tmp_path / "last") as directory:
+        (directory / "file").touch()
+        assert readable(tmp_path / "last") == tmp_path / "last"
+        assert (directory / "file").exists()
+    (tmp_path / "last").rename(tmp_path / ".last.previous")  # as a writer leaves it that dies between its renames
+    assert readable(tmp_path / "last") == tmp_path / ".last.previous"
+    assert os.listdir(tmp_path) == [".last.previous"]
+    assert readable(tmp_path / "none") == tmp_path / "none"
