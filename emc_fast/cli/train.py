@@ -69,7 +69,7 @@ def command(
     }
     settings = read_settings(config) if config is not None else {}
     if resume and (out / "config.json").is_file():
-        settings = read_settings(out / "config.json") | settings
+        settings = merge(read_settings(out / "config.json"), settings)
     else:
         settings = merge(recipe(named or settings.get("model", {}).get("backbone", "")), settings)
     settings |= {name: value for name, value in given.items() if value is not None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +68,17 @@ class EpochView(Dataset[dict[str, Any]]):
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; only the trainer acts on it
+    """Ctrl-C, `timeout` and batch systems signal every process of a run; only the trainer acts on it, and saves with its workers alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_parent(parent: int) -> None:
+    """A SIGTERM of the trainer itself is its way to be rid of a worker."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def training_loader(corpus: Any, sampler: StepSampler, *, workers: int, pin_memory: bool) -> DataLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,12 +144,19 @@ class Trainer:
             raise ValueError("precision fp16 needs a GPU and none is visible; take bf16 or no on a CPU")
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
-            cpu=config.device == "cpu",
+            # Without a GPU too: accelerate would else start no process group, and each process would train the whole run.
+            cpu=config.device == "cpu" or not torch.cuda.is_available(),
             # Parts of a backbone may rest in a step (the branch that was not drawn, weights that the published model never uses).
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.rank, self.processes, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         self.main = self.accelerator.is_main_process
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.processes:
+            raise ValueError(
+                f"{started} processes were started (WORLD_SIZE) and accelerate made a group of {self.processes}: they would train beside "
+                "each other in one folder; see docs/training.md for the commands"
+            )
         self.batch = config.batch_size * self.processes
         self.paths = open_run(config, resume=resume, processes=self.processes)
 
@@ -288,7 +296,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return the mean losses over the validation split, clips weighted by their frames."""
+        """Return the mean losses over the validation split, batches weighted by their frames that have a target."""
         self.terms.eval()
         means = Means()
         for batch in evaluation_batches(self.validation, batch=self.config.batch_size, rank=self.rank, processes=self.processes):
@@ -296,10 +304,16 @@ class Trainer:
             seeds = clip_seeds(self.config.seed, VALIDATE, batch["index"].tolist()).to(self.device)
             with self.accelerator.autocast():
                 losses = self.terms.losses(batch, seeds, progress=0.0, validate=True)
-            means.add({name: float(value) for name, value in losses.items()}, float(batch["lengths"].sum()))
+            if frames := float(batch["target_available"].sum()):
+                means.add({name: float(value) for name, value in losses.items()}, frames)
         self.terms.train()
         if self.processes > 1:
             means = self._sum_of_processes(means)
+        if not means.count:
+            raise DataError(
+                f"{self.config.data}: no frame of the validation split has a target (3DMM and emotion of the listener), so nothing can be "
+                "validated; `emc-fast features` names the files that are missing"
+            )
         return means.take()
 
     def _sum_of_processes(self, means: Means) -> Means:

@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
+import pytest
 import torch
 from training_helpers import environment, same, weights
 
 from emc_fast.training import train
 
 
-def start(*arguments) -> subprocess.Popen:
+def start(*arguments, **options) -> subprocess.Popen:
     env = environment(OMP_NUM_THREADS=str(torch.get_num_threads()))
-    return subprocess.Popen(
-        [sys.executable, "-m", "emc_fast", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
+    command = [sys.executable, "-m", "emc_fast", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options)
 
 
 def steps_done(run) -> int:
@@ -69,3 +71,22 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(small, tmp_path):
     assert process.returncode == 130, err
     assert f"emc-fast train --resume --out {config.out}" in out
     assert json.loads((tmp_path / "stopped" / "checkpoints" / "last" / "state.json").read_text())["step"] >= 2
+
+
+def test_a_signal_to_all_its_processes_stops_a_run_and_not_its_workers(small, tmp_path):
+    """As `timeout` and batch systems send it: saved, status 143, nobody left."""
+    config = small("stopped", epochs=200, workers=2, log_every=1)
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(config.to_dict()))
+    process = start("train", "--config", file, "--out", config.out, start_new_session=True)
+    try:
+        wait_for_step(process, Path(config.out), 3)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 143, errors
+        assert (Path(config.out) / "checkpoints" / "last" / "state.json").is_file()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from training_helpers import environment, weights
 
@@ -43,7 +44,7 @@ def first_gradients(config) -> dict[str, torch.Tensor]:
 
 
 def launch(*arguments) -> None:
-    env = environment(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    env = environment(OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -102,3 +103,19 @@ def test_a_run_of_two_processes_is_that_of_one_and_one_of_them_writes(small, tmp
     assert len([line for line in (run / "log.jsonl").read_text().splitlines() if '"validation"' in line]) == 2
     (start,) = json.loads((run / "environment.json").read_text())["starts"]
     assert start["processes"] == 2
+
+
+def test_processes_that_find_no_group_are_refused(small, monkeypatch):
+    """They would train the same run in one folder."""
+
+    def alone(**options):
+        with monkeypatch.context() as patch:
+            patch.delenv("WORLD_SIZE")
+            return Accelerator(**options)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("emc_fast.training.trainer.Accelerator", alone)
+    config = small("alone")
+    with pytest.raises(ValueError, match=r"2 processes were started .* a group of 1"):
+        Trainer(config)
+    assert not Path(config.out).exists()

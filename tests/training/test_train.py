@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from training_helpers import same, weights
+from typer.testing import CliRunner
 
+from emc_fast.cli import app
 from emc_fast.errors import CheckpointError, DataError
 from emc_fast.training import DivergenceError, load_model, train
 from emc_fast.training.order import StepSampler, training_loader
@@ -234,3 +236,42 @@ def test_a_corpus_without_lists_is_named(small, tmp_path):
     with pytest.raises(DataError, match=r"train\.csv"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_counts_the_frames_that_have_a_target(small):
+    """Whatever the batches: half of the clips have none, as where a listener's file is missing."""
+
+    class Holed:
+        def __init__(self, corpus, every):
+            self.corpus, self.every = corpus, every
+
+        def __len__(self):
+            return len(self.corpus)
+
+        def __getitem__(self, clip):
+            found = dict(self.corpus[clip])
+            if clip % self.every == 0:
+                found["target_available"] = torch.zeros_like(torch.as_tensor(found["target_available"]))
+            return found
+
+    losses = []
+    for batch in (1, 3):
+        trainer = Trainer(small(f"of{batch}", batch_size=batch))
+        whole = trainer.validation
+        trainer.validation = Holed(whole, 2)
+        losses.append(trainer.validate())
+    for name in ("total", "emotion", "expression", "pose"):  # a divergence is a mean over all frames
+        assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-5), name
+    trainer.validation = Holed(whole, 1)
+    with pytest.raises(DataError, match="no frame of the validation split has a target"):
+        trainer.validate()
+
+
+def test_resuming_with_the_same_settings_again_is_no_change(small, tmp_path):
+    """Settings in a file name a part of `model`; what the run has besides stays."""
+    config = small("again", epochs=1)
+    train(config)
+    file = tmp_path / "again.json"
+    file.write_text(json.dumps({"model": {"num_heads": 2}}))
+    result = CliRunner().invoke(app, ["train", "--resume", "--config", str(file), "--out", config.out], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
