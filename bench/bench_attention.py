@@ -13,6 +13,7 @@ from emc_fast.ops import attention, get_float32_precision, set_float32_precision
 from emc_fast.reporting import OURS
 from tests.ops import parity
 
+from .costs import attention_work
 from .race import Case
 from .rivals import eager_attention, sdpa
 
@@ -43,6 +44,7 @@ def case_of(batch: int, frames: int, heads: int, width: int, kind: str) -> Case:
         inputs["key_mask"] = torch.arange(frames) < lengths[:, None]
         keys = float(lengths.sum())
     pairs = keys * heads * frames
+    flops, exponentials = attention_work(pairs, width)
     ours, eager, fused = (partial(f, causal=kind == "causal") for f in (attention, eager_attention, sdpa))
     return Case(
         "attention",
@@ -51,8 +53,8 @@ def case_of(batch: int, frames: int, heads: int, width: int, kind: str) -> Case:
         inputs,
         {"eager": eager, "sdpa": fused},
         differentiate=("query", "key", "value"),
-        flops=(4 * pairs * width, 14 * pairs * width),  # two products forward, five backward
-        exponentials=(pairs, 2 * pairs),  # backward makes the probabilities again
+        flops=flops,
+        exponentials=exponentials,
         shape={"B": batch, "T": frames, "H": heads, "D": width},
     )
 

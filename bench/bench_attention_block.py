@@ -6,6 +6,7 @@ import torch
 
 from emc_fast.ops import AttentionBlockWeights, attention_block
 
+from .costs import block_work
 from .race import Case
 from .rivals import block_on, eager_attention, sdpa
 
@@ -39,8 +40,7 @@ def case_of(batch: int, frames: int, width: int, heads: int) -> Case:
     def of(block):
         return lambda x, memory, **weights: block(x, memory, gather(weights), num_heads=heads)
 
-    flops = 4 * 2.0 * batch * frames * width**2 + 4.0 * batch * frames**2 * width
-    pairs = float(batch * heads * frames**2)
+    flops, exponentials = block_work(batch, frames, width, heads)
     return Case(
         "attention_block",
         f"{batch} x {frames} x {width} x {heads}",
@@ -48,8 +48,8 @@ def case_of(batch: int, frames: int, width: int, heads: int) -> Case:
         inputs,
         {"eager": of(block_on(eager_attention)), "sdpa": of(block_on(sdpa))},
         differentiate=tuple(inputs),
-        flops=(flops, 3 * flops),
-        exponentials=(pairs, 2 * pairs),
+        flops=flops,
+        exponentials=exponentials,
         shape={"B": batch, "T": frames, "d": width, "H": heads},
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emc_fast.nn import EmotionAwareAttention
 
+from .costs import block_work
 from .race import Case, module_gate
 from .rivals import PLAIN
 
@@ -49,8 +50,7 @@ def case_of(batch: int, frames: int, width: int, heads: int, dropout: float, dir
     def ours(features: Tensor, emotion: Tensor) -> Tensor:
         return module(features, emotion, seed=seed)
 
-    projections, pairs = 3 * 4 * 2.0 * batch * frames * width**2, 3.0 * batch * frames**2
-    flops = projections + 4 * pairs * width
+    flops, exponentials = block_work(batch, frames, width, heads, blocks=3)
     return Case(
         "EmotionAwareAttention",
         f"{batch} x {frames} x {width} x {heads}" + (f", dropout {dropout:g}" if dropout else ""),
@@ -60,8 +60,8 @@ def case_of(batch: int, frames: int, width: int, heads: int, dropout: float, dir
         contexts=PLAIN,
         differentiate=tuple(inputs),
         parameters=tuple(module.parameters()),
-        flops=(flops, 3 * flops),
-        exponentials=(pairs * heads, 2 * pairs * heads),
+        flops=flops,
+        exponentials=exponentials,
         gate=lambda: module_gate(outcome, module, inputs),
         shape={"B": batch, "T": frames, "d": width, "H": heads},
     )

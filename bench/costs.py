@@ -11,7 +11,23 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Amounts = tuple[float, float]
+"""Of forward, and of forward with backward."""
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def attention_work(pairs: float, width: int) -> tuple[Amounts, Amounts]:
+    """Flops and exponentials of attention over so many pairs of all heads together, heads of `width`."""
+    # Two products forward, five backward, which makes the probabilities again.
+    return (4 * pairs * width, 14 * pairs * width), (pairs, 2 * pairs)
+
+
+def block_work(batch: int, frames: int, width: int, heads: int, blocks: int = 1) -> tuple[Amounts, Amounts]:
+    """The same of whole self-attention blocks, with their four projections."""
+    flops = blocks * (4 * 2.0 * batch * frames * width**2 + 4.0 * batch * frames**2 * width)
+    pairs = float(blocks * batch * heads * frames**2)
+    return (flops, 3 * flops), (pairs, 2 * pairs)
 
 
 def _status(name: str) -> int:

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.bench_attention_block import MATRICES, gather
 from bench.bench_fusion_kl import LOGVARS, MEANS
 from bench.bench_fusion_kl import ours as gaussians
+from bench.costs import Amounts, attention_work, block_work
 from bench.race import Case
 from bench.rivals import block_on, eager_attention, emotion_on, sdpa
 from bench.rivals import reparameterize as plain_draw
@@ -44,7 +45,6 @@ from tests.ops import parity
 Inputs = dict[str, Tensor]
 Size = tuple[int, ...]
 Function = Callable[..., Any]
-Amounts = tuple[float, float]
 HALF = (torch.float32, torch.bfloat16)
 ALL = (torch.bfloat16, torch.float16, torch.float32)
 BLOCKS = ("features", "emotion", "both")
@@ -207,18 +207,12 @@ ON_ONE_CORE = 64
 
 
 def attended(size: Size) -> tuple[Amounts, Amounts]:
-    """Flops and exponentials of attention; backward makes the exponentials again."""
     batch, frames, heads, width = size
-    pairs = float(batch) * heads * frames**2
-    return (4 * pairs * width, 12 * pairs * width), (pairs, 2 * pairs)
+    return attention_work(float(batch) * heads * frames**2, width)
 
 
-def attended_block(size: Size, blocks: int = 1) -> tuple[Amounts, Amounts]:
-    """The same of attention blocks with their four projections."""
-    batch, frames, width, heads = size
-    flops, exponentials = attended((batch, frames, heads, width // heads))
-    projections = 8.0 * batch * frames * width**2
-    return (blocks * (flops[0] + projections), blocks * (flops[1] + 3 * projections)), (blocks * exponentials[0], blocks * exponentials[1])
+def attended_blocks(size: Size, blocks: int = 1) -> tuple[Amounts, Amounts]:
+    return block_work(*size, blocks=blocks)
 
 
 def warped(size: Size, dtype: torch.dtype, device: str) -> Inputs:
@@ -275,11 +269,11 @@ SUBJECTS = (
     ),
     Subject(
         "emotion_attention", emotion(emotion_attention, 4), EMOTION, emotion_inputs, ((1, 8, 128, 4), (1, 64, 128, 4)), (4, 8, 128, 4),
-        work=partial(attended_block, blocks=3), compiled=("eager", "sdpa"), graph=True,
+        work=partial(attended_blocks, blocks=3), compiled=("eager", "sdpa"), graph=True,
     ),
     Subject(
         "emotion_attention", emotion(emotion_attention, 4), EMOTION, emotion_inputs, ((64, 750, 128, 4),), (2, 70, 128, 4),
-        ("features", "emotion", *PARAMETERS), work=partial(attended_block, blocks=3), compiled=("eager", "sdpa"),
+        ("features", "emotion", *PARAMETERS), work=partial(attended_blocks, blocks=3), compiled=("eager", "sdpa"),
     ),
     Subject(
         "dtw", dtw, {"one CPU core": on_one_core}, warped, ((4096, 750, 25), (256, 750, 2)), (64, 90, 15), dtypes=(torch.float32,),
@@ -300,7 +294,7 @@ SUBJECTS = (
     ),
     Subject(
         "attention_block", block(attention_block, 4), {"sdpa": block(block_on(sdpa), 4)}, block_inputs,
-        ((16, 750, 128, 4), (4, 256, 128, 4)), (2, 70, 128, 4), ("x", "memory", *MATRICES), work=attended_block,
+        ((16, 750, 128, 4), (4, 256, 128, 4)), (2, 70, 128, 4), ("x", "memory", *MATRICES), work=attended_blocks,
     ),
     Subject(
         "attention", attention, {"eager": eager_attention, "sdpa": sdpa}, normals(("query", "key", "value")),

@@ -34,6 +34,22 @@ CACHED = 1 << 15
 """Elements of the array of exponentials: in and out stay in the first two levels of cache."""
 
 
+def seconds(call: Callable[[], Any], count: int = 1, device: str = "cpu") -> float:
+    """Time of a call, over so many in a row: by the host's clock, or by events of the GPU in use."""
+    if device == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return 1e-3 * start.elapsed_time(end) / count
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begin) / count
+
+
 def copy_of(amount: float, device: str = "cpu") -> tuple[Callable[[], Any], float]:
     if device != "cpu":
         amount = min(amount, 2**32)  # far beyond the caches, and the race's tensors need their room
@@ -101,13 +117,7 @@ def machine_limits(threads: int) -> dict[str, float]:
             if pair is not None:
                 call, done = pair
                 count = max(1, int(1e8 / done)) if "exp" in name else 1
-                spent = []
-                for _ in range(7):
-                    begin = time.perf_counter()
-                    for _ in range(count):
-                        call()
-                    spent.append((time.perf_counter() - begin) / count)
-                found[name] = done * 1e-9 / min(spent)
+                found[name] = done * 1e-9 / min(seconds(call, count) for _ in range(7))
     finally:
         torch.set_num_threads(before)
     return found
@@ -123,15 +133,7 @@ def device_limits() -> dict[str, float]:
     found = {}
     for name, (call, done) in calls.items():
         call()
-        spent = []
-        for _ in range(5):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            spent.append(1e-3 * start.elapsed_time(end))
-        found[name] = done * 1e-9 / min(spent)
+        found[name] = done * 1e-9 / min(seconds(call, device="cuda") for _ in range(5))
     return found
 
 

@@ -11,7 +11,6 @@ import copy
 import math
 import signal
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -29,11 +28,10 @@ from emc_fast.reporting.page import limit, memory, ratio
 from emc_fast.reporting.page import ours as in_words
 from tests.ops import parity
 
-from .costs import dispatched, peak_bytes
-from .limits import limits_for
+from .costs import Amounts, dispatched, peak_bytes
+from .limits import limits_for, seconds
 
 Function = Callable[..., Any]
-Amounts = tuple[float, float]
 
 
 @dataclass
@@ -113,21 +111,7 @@ class Contestant:
     def seconds(self, count: int) -> float:
         """Time of a call, over so many in a row."""
         with self.context():
-            if self.device == "cuda":
-                return self._on_the_device(count)
-            begin = time.perf_counter()
-            for _ in range(count):
-                self.run()
-            return (time.perf_counter() - begin) / count
-
-    def _on_the_device(self, count: int) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(count):
-            self.run()
-        end.record()
-        end.synchronize()
-        return 1e-3 * start.elapsed_time(end) / count
+            return seconds(self.run, count, self.device)
 
     def captured(self) -> Contestant:
         """The call as a CUDA graph, after what it does only once has been done; the context is left with the capture."""

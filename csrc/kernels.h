@@ -13,6 +13,12 @@ typedef unsigned long uint64_t;
 
 namespace emc {
 
+// A number that a generic lambda takes as a type.
+template <int N>
+struct Number {
+  static constexpr int kValue = N;
+};
+
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
 // How precisely float32 operands are multiplied where the processor offers a choice (docs/operators.md, "Lower precision"): as float32, at

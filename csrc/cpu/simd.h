@@ -44,12 +44,6 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// A number that a generic lambda takes as a type.
-template <int N>
-struct Number {
-  static constexpr int kValue = N;
-};
-
 EMC_INLINE F splat(float x) { return x - F{}; }
 EMC_INLINE U splat(uint32_t x) { return x - U{}; }
 EMC_INLINE U iota() {

@@ -14,12 +14,6 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;  // of a block, wherever rows are dealt out to warps
 constexpr unsigned kFullMask = 0xffffffffu;
 
-// A number that is known when the code is compiled.
-template <int n>
-struct Number {
-  static constexpr int kValue = n;
-};
-
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
 struct Half {

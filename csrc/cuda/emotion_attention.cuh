@@ -125,13 +125,6 @@ __device__ __forceinline__ void put(T* to, const float (&y)[kVector]) {
   v.store(to, kVector, true);
 }
 
-// Whole vectors on their way into a tile, each to `to` from `from` if it is `there`, else zeros; to be waited for.
-template <class T>
-__device__ __forceinline__ void copy_vector(T* to, const T* from, bool there) {
-  using Whole = typename Vector<T>::Whole;
-  copy_async(reinterpret_cast<Whole*>(to), reinterpret_cast<const Whole*>(from), there);
-}
-
 // Columns from .. from + kInner of the rows of an entry into a tile; zeros beyond what there is, and for rows that are masked. What needs
 // no sum is on its way then, to be waited for.
 template <class T>
@@ -144,7 +137,7 @@ __device__ __forceinline__ void stage_rows(const FewHeads& a, const FewPlace& at
     const T* const first = static_cast<const T*>(rows.data) + static_cast<int64_t>(at.b) * length * a.width;
     for (int place = static_cast<int>(threadIdx.x); place < Tiles::kRows * kParts; place += kFewThreads) {
       const int t = place / kParts, column = place % kParts * kVector, i = from + column;
-      copy_vector(tile + t * Tiles::kPitch + column, first + static_cast<int64_t>(t) * a.width + i, is_there(t, i));
+      fetch_some<kVector>(tile + t * Tiles::kPitch + column, first + static_cast<int64_t>(t) * a.width + i, is_there(t, i));
     }
     return;
   }
@@ -170,7 +163,7 @@ __device__ __forceinline__ void stage_weights(const FewHeads& a, const void* wei
   if (wide) {
     for (int place = static_cast<int>(threadIdx.x); place < rows * kParts; place += kFewThreads) {
       const int r = place / kParts, c = place % kParts * kVector;
-      copy_vector(tile + r * kPitch + c, first + static_cast<int64_t>(r) * a.width + c, r < valid_rows && c < valid_columns);
+      fetch_some<kVector>(tile + r * kPitch + c, first + static_cast<int64_t>(r) * a.width + c, r < valid_rows && c < valid_columns);
     }
     return;
   }

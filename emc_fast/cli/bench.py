@@ -59,10 +59,12 @@ def run(
     import os
     import tempfile
 
+    import torch
+
     from ..errors import EmcError
     from ..reporting.races import read_run, write_compact
 
-    if gpu and not _sees_cuda():
+    if gpu and not torch.cuda.is_available():
         raise EmcError("torch sees no CUDA device, so there is nothing to race there; leave --gpu out for the CPU")
     if not (ROOT / "bench" / "conftest.py").exists():
         raise EmcError(
@@ -98,12 +100,6 @@ def run(
     if wrong:
         raise EmcError(f"{'; '.join(wrong)}: what passed is in {out}, which no report takes up by itself")
     _console().print(f"{out}: {len(read_run(out).races)} races", soft_wrap=True)
-
-
-def _sees_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _selected(options: list[str], environment: dict[str, str]) -> list[str]:

@@ -214,10 +214,10 @@ def cut(frames: int) -> int:
 
 def _generation(path: Path) -> dict[str, Any] | None:
     """What ``emc-fast generate`` says of the predictions in its folder; None for a file from elsewhere."""
-    from ..viewer.source import _description
+    from ..viewer.source import read_description
 
     file = path / "generation.json" if path.is_dir() else path.with_name("generation.json")
-    return _description(file) if file.is_file() and (path.is_dir() or path.name == "prediction_emotion.npy") else None
+    return read_description(file) if file.is_file() and (path.is_dir() or path.name == "prediction_emotion.npy") else None
 
 
 def read_whole_truth(data: Path, split: str, *, frames: int, **how: Any) -> Truth:

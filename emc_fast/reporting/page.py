@@ -86,12 +86,13 @@ def heading(run: Run) -> str:
     """Where, with what and when."""
     versions = ", ".join(f"{name} {version}" for name, version in run.machine.get("versions", {}).items())
     commits = ", ".join(commit[:12] for commit in run.commit.split()) + (" with changes" if run.dirty else "")
-    about = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
     limits = ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in _limits(run))
-    about += f", {words}" if (words := topology_in_words(run.machine)) else ""
     if gpu := run.machine.get("gpu"):
         about = f", capability {gpu['capability'] / 10:.1f}, {gpu['multiprocessors']} multiprocessors, {gpu['memory_gib']:g} GiB"
         versions += f", CUDA {gpu['cuda']}" + (f", Triton {gpu['triton']}" if gpu["triton"] else "")
+    else:
+        about = f", instruction set {run.machine['isa']}" if run.machine.get("isa") else ""
+        about += f", {words}" if (words := topology_in_words(run.machine)) else ""
     return f"{run.title}{about}; {versions}; commit {commits}; {run.date[:10]}." + (f" In the same run: {limits}." if limits else "")
 
 

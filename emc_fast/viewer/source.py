@@ -76,7 +76,7 @@ def load_clip(
 
 
 def _from_directory(place: Path, clip: str | int | None, draws: Sequence[int] | None, data: str | os.PathLike[str] | None) -> Clip:
-    about = _description(place / "generation.json")
+    about = read_description(place / "generation.json")
     emotion = _load(place / "prediction_emotion.npy")
     _shape(place / "prediction_emotion.npy", emotion, (len(about["names"]), None, None, EMOTION_DIM))
     count, samples, frames = emotion.shape[:3]
@@ -107,7 +107,8 @@ def _from_directory(place: Path, clip: str | int | None, draws: Sequence[int] | 
     return found
 
 
-def _description(file: Path) -> dict[str, Any]:
+def read_description(file: Path) -> dict[str, Any]:
+    """What ``emc-fast generate`` says of its reactions: names, lengths and source checked; a `DataError` names what is wrong."""
     if not file.is_file():
         raise DataError(
             f"{file}: not found; the directory is not one that 'emc-fast generate' wrote (give the .npy file itself to view just that)"
